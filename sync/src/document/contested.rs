@@ -1,0 +1,189 @@
+//! Reading a register with every side that concurrent writers left.
+//!
+//! This is the only caller of Automerge's `get_all`. A [`Contested`] value is never silently one of its
+//! sides: whoever needs one value says which rule applies, and each rule depends on the document alone,
+//! so that replicas with equal heads act alike before anybody has settled anything.
+
+use automerge::{Automerge, ChangeHash, ObjId, ObjType, ReadDoc, ScalarValueRef};
+
+use super::{Document, Field, Fields, Register, Value, Written, register};
+use crate::id::{Origin, SiteId};
+
+/// One writer's value of a register.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Side<V> {
+    /// The value.
+    pub value: V,
+    /// Who wrote it.
+    pub written: Written,
+    /// Change that wrote it.
+    pub change: ChangeHash,
+    /// Whether its writer had seen nothing but the genesis of the document.
+    pub first: bool,
+    /// Operation: counter and actor. The greater one is later in the order that Automerge gives.
+    op: (u64, Vec<u8>),
+}
+
+/// All sides of a register; more than one is a conflict.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Contested<V> {
+    sides: Vec<Side<V>>,
+    agreed: Option<Box<Side<V>>>,
+}
+
+impl<V> Contested<V> {
+    /// Every side, ordered by operation. Empty when it was never written.
+    pub fn sides(&self) -> &[Side<V>] {
+        &self.sides
+    }
+
+    /// Whether writers disagree.
+    pub fn is_contested(&self) -> bool {
+        self.sides.len() > 1
+    }
+
+    /// The one value, where there is exactly one.
+    pub fn settled(&self) -> Option<&Side<V>> {
+        match self.sides.as_slice() {
+            [one] => Some(one),
+            _ => None,
+        }
+    }
+
+    /// For evidence and placement: the newest side by (stamp, operation).
+    pub fn newest(&self) -> Option<&Side<V>> {
+        self.sides.iter().max_by(|a, b| (a.written.at, &a.op).cmp(&(b.written.at, &b.op)))
+    }
+
+    /// For facts: the home site's side, then any that is not somebody's very first look at the machine,
+    /// then the newest.
+    pub fn of_home(&self, home: Option<SiteId>) -> Option<&Side<V>> {
+        self.sides.iter().max_by(|a, b| {
+            let rank = |side: &Side<V>| {
+                let at_home = home.is_some() && side.written.site.site() == home;
+                (at_home, !side.first, side.written.at)
+            };
+            (rank(a), &a.op).cmp(&(rank(b), &b.op))
+        })
+    }
+
+    /// For decisions: the side with the lowest `severity`, then the newest.
+    pub fn least_by<S: Ord>(&self, severity: impl Fn(&V) -> S) -> Option<&Side<V>> {
+        self.sides.iter().min_by(|a, b| {
+            let of = |side: &Side<V>| severity(&side.value);
+            of(a).cmp(&of(b)).then_with(|| (b.written.at, &b.op).cmp(&(a.written.at, &a.op)))
+        })
+    }
+
+    /// For intents: the one side; while contested the value that all sides had seen, then the home
+    /// site's side, then none.
+    pub fn agreed(&self, home: Option<SiteId>) -> Option<&Side<V>> {
+        if !self.is_contested() {
+            return self.settled();
+        }
+        self.agreed.as_deref().or_else(|| {
+            let home = Origin::Site(home?);
+            self.sides.iter().find(|side| side.written.site == home)
+        })
+    }
+}
+
+/// Reads `register` of `document`. Sides that cannot be read as `V` are left out: ingress lets none in,
+/// and a newer program's additions do not make a value unreadable.
+pub fn read<V: Value>(document: &Document, register: &Register<V>) -> Contested<V> {
+    let automerge = document.automerge();
+    let Some(parent) = register::container(automerge, register.container) else {
+        return Contested { sides: vec![], agreed: None };
+    };
+    let sides = sides_at(document, &parent, &register.key, None);
+    let agreed = if sides.len() > 1 { last_agreed(document, &parent, &register.key, &sides) } else { None };
+    Contested { sides, agreed }
+}
+
+/// Keys of a genesis container, sorted.
+pub fn keys(document: &Document, container: &'static str) -> Vec<String> {
+    let automerge = document.automerge();
+    register::container(automerge, Some(container))
+        .map(|parent| automerge.keys(&parent).collect())
+        .unwrap_or_default()
+}
+
+fn sides_at<V: Value>(
+    document: &Document,
+    parent: &ObjId,
+    key: &str,
+    heads: Option<&[ChangeHash]>,
+) -> Vec<Side<V>> {
+    let automerge = document.automerge();
+    let values = match heads {
+        None => automerge.get_all(parent, key),
+        Some(heads) => automerge.get_all_at(parent, key, heads),
+    };
+    let genesis = super::genesis::hash(document.kind(), document.id());
+    let mut sides: Vec<Side<V>> = values
+        .unwrap_or_default()
+        .into_iter()
+        .filter_map(|(_, object)| {
+            let change = automerge.hash_for_opid(&object)?;
+            let meta = automerge.get_change_meta_by_hash(&change)?;
+            let fields = fields_of(automerge, &object, register::MAX_DEPTH)?;
+            let ObjId::Id(counter, actor, _) = &object else { return None };
+            Some(Side {
+                value: V::from_fields(&fields).ok()?,
+                written: Written::from_fields(&fields).ok()?,
+                change,
+                first: meta.deps.iter().all(|dep| *dep == genesis),
+                op: (*counter, actor.to_bytes().to_vec()),
+            })
+        })
+        .collect();
+    sides.sort_by(|a, b| a.op.cmp(&b.op));
+    sides
+}
+
+/// The value that every side had before it wrote, if it was one and the same.
+fn last_agreed<V: Value>(
+    document: &Document,
+    parent: &ObjId,
+    key: &str,
+    sides: &[Side<V>],
+) -> Option<Box<Side<V>>> {
+    let mut agreed: Option<Side<V>> = None;
+    for side in sides {
+        let deps = document.automerge().get_change_meta_by_hash(&side.change)?.deps.to_vec();
+        let mut before = sides_at::<V>(document, parent, key, Some(&deps));
+        if before.len() != 1 {
+            return None;
+        }
+        let before = before.pop()?;
+        match &agreed {
+            Some(found) if found.op != before.op => return None,
+            Some(_) => {}
+            None => agreed = Some(before),
+        }
+    }
+    agreed.map(Box::new)
+}
+
+/// Reads the map of a register, which is written once and never changed; so is every map inside it.
+pub(crate) fn fields_of(automerge: &Automerge, object: &ObjId, depth: usize) -> Option<Fields> {
+    let mut fields = Fields::new();
+    for item in automerge.map_range(object, ..) {
+        let field = match item.value {
+            automerge::ValueRef::Scalar(scalar) => match scalar {
+                ScalarValueRef::Str(text) => Field::Str(text.to_string()),
+                ScalarValueRef::Uint(number) => Field::Uint(number),
+                ScalarValueRef::Int(number) => Field::Int(number),
+                ScalarValueRef::Boolean(truth) => Field::Bool(truth),
+                ScalarValueRef::Bytes(bytes) => Field::Bytes(bytes.to_vec()),
+                _ => return None,
+            },
+            automerge::ValueRef::Object(ObjType::Map) if depth > 0 => {
+                Field::Map(fields_of(automerge, &item.id(), depth - 1)?)
+            }
+            automerge::ValueRef::Object(_) => return None,
+        };
+        fields.insert(item.key.to_string(), field);
+    }
+    Some(fields)
+}

@@ -1,0 +1,151 @@
+//! What is replicated: one small Automerge document per entity.
+//!
+//! `schema` says which kinds there are and which registers each has; `genesis` computes the first change
+//! of a document; `register` is how a decision is written, `contested` how it is read, with every side
+//! that concurrent writers left; `node`, `site`, `group`, `workflow` and `task` are the kinds.
+//!
+//! Only maps and scalars are used: no lists, no text, no marks, no counters yet. Nothing is deleted.
+//! Deliberately absent: autosurgeon, whose reconcile clobbers concurrent edits, and any `get` besides
+//! [`contested::read`], because it hides conflicts.
+
+pub mod contested;
+pub mod genesis;
+pub mod group;
+pub mod node;
+pub mod register;
+pub mod schema;
+pub mod site;
+pub mod task;
+pub mod workflow;
+
+use automerge::{ActorId, Automerge, Change, ChangeHash, ReadDoc};
+
+pub use contested::{Contested, Side};
+pub use register::{Author, Field, FieldError, Fields, Register, Value, Written};
+pub use schema::{Class, Kind, Writers};
+
+use crate::id::DocumentId;
+
+/// One replicated document in memory, about 17 KB each: hold few.
+#[derive(Clone)]
+pub struct Document {
+    kind: Kind,
+    id: DocumentId,
+    automerge: Automerge,
+}
+
+/// A stored document that cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum DocumentError {
+    /// The snapshot is not readable by Automerge.
+    #[error("load snapshot of {kind} {id}")]
+    Load {
+        /// Kind of the document.
+        kind: Kind,
+        /// Its id.
+        id: DocumentId,
+        /// What Automerge said.
+        #[source]
+        source: automerge::AutomergeError,
+    },
+    /// The snapshot does not begin with the genesis of its kind and id.
+    #[error("snapshot of {kind} {id} has another genesis")]
+    ForeignGenesis {
+        /// Kind that was expected.
+        kind: Kind,
+        /// Id that was expected.
+        id: DocumentId,
+    },
+    /// A stored change cannot be read or applied.
+    #[error("apply stored change to {kind} {id}")]
+    Apply {
+        /// Kind of the document.
+        kind: Kind,
+        /// Its id.
+        id: DocumentId,
+        /// What Automerge said.
+        #[source]
+        source: automerge::AutomergeError,
+    },
+}
+
+impl Document {
+    /// Creates the document with its computed genesis and nothing else.
+    pub fn new(kind: Kind, id: DocumentId) -> Self {
+        Document { kind, id, automerge: genesis::document(kind, id) }
+    }
+
+    /// Opens a snapshot that [`Document::save`] made here.
+    ///
+    /// # Errors
+    /// `Load` when the bytes are damaged, `ForeignGenesis` when they are another document's.
+    pub fn load(kind: Kind, id: DocumentId, snapshot: &[u8]) -> Result<Self, DocumentError> {
+        let automerge =
+            Automerge::load(snapshot).map_err(|source| DocumentError::Load { kind, id, source })?;
+        if automerge.get_change_meta_by_hash(&genesis::hash(kind, id)).is_none() {
+            return Err(DocumentError::ForeignGenesis { kind, id });
+        }
+        Ok(Document { kind, id, automerge })
+    }
+
+    /// Kind of the document.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Id of the document.
+    pub fn id(&self) -> DocumentId {
+        self.id
+    }
+
+    /// The CRDT itself, for reading.
+    pub fn automerge(&self) -> &Automerge {
+        &self.automerge
+    }
+
+    /// Sorted hashes of the changes that nothing follows. Equal heads are equal documents; equal saved
+    /// bytes are not required for it and not given by it.
+    pub fn heads(&self) -> Vec<ChangeHash> {
+        let mut heads = self.automerge.get_heads();
+        heads.sort();
+        heads
+    }
+
+    /// Whether `change` is part of the document.
+    pub fn has(&self, change: &ChangeHash) -> bool {
+        self.automerge.get_change_meta_by_hash(change).is_some()
+    }
+
+    /// Snapshot of the whole history.
+    pub fn save(&self) -> Vec<u8> {
+        self.automerge.save()
+    }
+
+    /// Applies a change that passed [`crate::ingress`] or was stored by this replica.
+    ///
+    /// # Errors
+    /// What Automerge says; the document is unchanged then.
+    pub fn apply(&mut self, change: Change) -> Result<(), DocumentError> {
+        let (kind, id) = (self.kind, self.id);
+        self.automerge.apply_changes([change]).map_err(|source| DocumentError::Apply { kind, id, source })
+    }
+
+    /// Writes registers in one change and returns it, or nothing when `write` wrote nothing.
+    ///
+    /// The change's actor is the author's incarnation, its time the author's stamp.
+    pub fn write(
+        &mut self,
+        author: &mut Author,
+        write: impl FnOnce(&mut register::Edit<'_>),
+    ) -> Option<Change> {
+        self.automerge.set_actor(ActorId::from(author.incarnation.as_bytes().as_slice()));
+        let hash = register::transact(&mut self.automerge, author, write)?;
+        self.automerge.get_change_by_hash(&hash)
+    }
+}
+
+impl std::fmt::Debug for Document {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Document({} {})", self.kind, self.id)
+    }
+}

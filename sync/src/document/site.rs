@@ -1,0 +1,115 @@
+//! A site: who it is, its own settings, and the effective settings that central computed for it.
+//!
+//! Sites never compute inheritance. Central joins defaults, groups and own settings into one register
+//! under one epoch, and a site follows exactly that until it hears of the next.
+
+use super::register::value;
+use super::{Kind, Register};
+use crate::{
+    id::{DocumentId, GroupId, SiteId},
+    policy::{Autonomy, words},
+};
+
+words! {
+    /// What an unknown machine is given.
+    pub enum UnknownMachines {
+        /// It becomes a node of this site.
+        Adopt = "adopt",
+        /// A hold page that says so, then its own disk.
+        Hold = "hold",
+        /// No answer at all.
+        Ignore = "ignore",
+    }
+}
+
+value! {
+    /// What people call the site and where it is.
+    pub struct Identity {
+        /// Short name, unique among sites.
+        pub name: String,
+        /// For people.
+        pub description: String,
+        /// Address or room, for people.
+        pub location: String,
+        /// Where its console is reached, empty if unknown.
+        pub console_url: String,
+        /// Name of each network segment with its prefix in CIDR form.
+        pub network_segments: std::collections::BTreeMap<String, String>,
+    }
+}
+
+value! {
+    /// The group whose settings descend to the site.
+    pub struct Membership {
+        /// The group, or none for the root.
+        pub group: Option<GroupId>,
+    }
+}
+
+value! {
+    /// One setting that the site or group has of its own, as text that its key gives a type.
+    pub struct Setting {
+        /// The value.
+        pub value: String,
+    }
+}
+
+value! {
+    /// Everything a site needs to know to decide alone, materialised by central.
+    pub struct Effective {
+        /// Grows with every change; journal entries name the epoch that they were decided under.
+        pub epoch: u64,
+        /// How much the site may decide by itself.
+        pub autonomy: Autonomy,
+        /// What an unknown machine is given.
+        pub unknown_machines: UnknownMachines,
+        /// Whether boot requests are answered at all.
+        pub pxe_enabled: bool,
+        /// Seconds between heartbeats, `5..=300`.
+        pub heartbeat_s: u64,
+        /// Longest life of an order in seconds.
+        pub order_max_s: u64,
+    }
+}
+
+impl Default for Effective {
+    /// What holds before central has spoken: epoch 0, `limited`, `hold`, answers on, 30 s, 72 h.
+    fn default() -> Self {
+        Effective {
+            epoch: 0,
+            autonomy: Autonomy::Limited,
+            unknown_machines: UnknownMachines::Hold,
+            pxe_enabled: true,
+            heartbeat_s: 30,
+            order_max_s: crate::policy::order::ORDER_MAX.as_secs(),
+        }
+    }
+}
+
+/// The kind of these documents.
+pub const KIND: Kind = Kind::Site;
+
+/// The document of a site.
+pub fn document(site: SiteId) -> DocumentId {
+    site.into()
+}
+
+/// Register of the identity.
+pub fn identity() -> Register<Identity> {
+    Register::at_root("identity")
+}
+
+/// Register of the group.
+pub fn membership() -> Register<Membership> {
+    Register::at_root("group")
+}
+
+/// Register of the effective settings.
+pub fn effective() -> Register<Effective> {
+    Register::at_root("effective")
+}
+
+/// Register of one own setting.
+pub fn setting(key: &str) -> Register<Setting> {
+    Register::within("settings", key)
+}

@@ -1,0 +1,180 @@
+//! What the engine wants done.
+
+use super::Connection;
+use crate::{
+    id::Origin,
+    time::Timestamp,
+    wire::{Fingerprint, Telemetry, message::refuse},
+};
+
+/// Why a connection is closed, as the QUIC application error code.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum CloseCode {
+    /// Nothing wrong.
+    Done,
+    /// No common version.
+    Version,
+    /// The logs are not continuations of each other.
+    Fork,
+    /// The peer breaks the protocol.
+    Protocol,
+    /// The peer is not who it says.
+    Identity,
+    /// Our replica cannot go on.
+    Replica,
+    /// A newer connection of the same site took its place.
+    Replaced,
+    /// The peer was silent for too long.
+    Silent,
+}
+
+impl CloseCode {
+    /// Number on the wire.
+    pub fn number(self) -> u32 {
+        match self {
+            CloseCode::Done => 0,
+            CloseCode::Version => refuse::VERSION,
+            CloseCode::Fork => refuse::FORK,
+            CloseCode::Protocol => refuse::PROTOCOL,
+            CloseCode::Identity => refuse::IDENTITY,
+            CloseCode::Replica => refuse::REPLICA,
+            CloseCode::Replaced => 6,
+            CloseCode::Silent => 7,
+        }
+    }
+}
+
+/// One thing to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// Transport: dial central; answer with `Dialed` or `DialFailed`.
+    Dial,
+    /// Transport: send a frame.
+    Send {
+        /// Where.
+        connection: Connection,
+        /// Its bytes.
+        bytes: Vec<u8>,
+    },
+    /// Transport: end the connection after what was sent before; answer with `Closed`.
+    Close {
+        /// Which.
+        connection: Connection,
+        /// Why.
+        code: CloseCode,
+        /// Why, for people.
+        reason: String,
+    },
+    /// Replica: where do we stand towards `peer`? Answer with `Opened`.
+    Open {
+        /// For the answer.
+        connection: Connection,
+        /// The peer.
+        peer: Origin,
+        /// At central: what the site says it has of our log, what it thinks we have of its log, and what
+        /// it holds.
+        claim: Option<(u64, u64, Fingerprint)>,
+    },
+    /// Replica: our log for `peer` at `position`? Answer with `Located`.
+    Locate {
+        /// For the answer.
+        connection: Connection,
+        /// The peer.
+        peer: Origin,
+        /// The position.
+        position: u64,
+    },
+    /// Replica: read our log for `peer`. Answer with `Read`.
+    Read {
+        /// For the answer.
+        connection: Connection,
+        /// The peer.
+        peer: Origin,
+        /// First position.
+        from: u64,
+        /// Stop before the items are larger than this, but give one at least.
+        max_bytes: usize,
+    },
+    /// Replica: take over items of the peer's log, in one commit. Answer with `Ingested` or
+    /// `IngestFailed`.
+    Ingest {
+        /// For the answer.
+        connection: Connection,
+        /// The peer.
+        peer: Origin,
+        /// Position of the first.
+        from: u64,
+        /// Encoded items in order.
+        items: Vec<Vec<u8>>,
+    },
+    /// Replica: the peer has everything of our log up to here. No answer.
+    Acknowledged {
+        /// The peer.
+        peer: Origin,
+        /// The position.
+        position: u64,
+    },
+    /// Replica of a site: what do we hold at these positions? Answer with `Fingerprinted`.
+    TakeFingerprint {
+        /// For the answer.
+        connection: Connection,
+        /// Position of the peer's log.
+        pulled: u64,
+        /// Position of our log.
+        pushed: u64,
+    },
+    /// Replica of central: does the site hold what it should? Answer with `Compared`.
+    Compare {
+        /// For the answer.
+        connection: Connection,
+        /// The site.
+        peer: Origin,
+        /// What the site has of our log.
+        pulled: u64,
+        /// What the site knows us to have of its log.
+        pushed: u64,
+        /// What the site holds at these positions.
+        fingerprint: Fingerprint,
+    },
+    /// Notice: a session is established.
+    Up {
+        /// The peer.
+        peer: Origin,
+        /// The peer's clock.
+        clock: Timestamp,
+    },
+    /// Notice: there is no session any more.
+    Down {
+        /// The peer.
+        peer: Origin,
+        /// Why, for people.
+        reason: String,
+    },
+    /// Notice: the peer said that it is there.
+    Heard {
+        /// The peer.
+        peer: Origin,
+        /// The peer's clock.
+        clock: Timestamp,
+        /// What a site tells of itself.
+        telemetry: Option<Telemetry>,
+    },
+    /// Notice: both sides hold the same (`true`), or do not although they should.
+    Agreement {
+        /// The peer.
+        peer: Origin,
+        /// Whether they do.
+        agrees: bool,
+        /// Position of central's log that was compared.
+        pulled: u64,
+    },
+    /// Notice: the peer refused the session or was refused, and dialing again will not help by itself.
+    Refused {
+        /// The peer.
+        peer: Origin,
+        /// One of the codes in [`crate::wire::message::refuse`].
+        code: u32,
+        /// Why, for people.
+        reason: String,
+    },
+}

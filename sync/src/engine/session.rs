@@ -1,0 +1,581 @@
+//! One connection: greeting, then one log in each direction, each acknowledged after it is committed.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use super::{CloseCode, Connection, Moment, Output, Standing};
+use crate::{
+    id::{Origin, SiteId},
+    time::Timestamp,
+    wire::{self, Cursor, Fingerprint, Message, Telemetry, message::refuse, version},
+};
+
+/// Bytes of our log that may be under way without an acknowledgement.
+const WINDOW: usize = 1 << 20;
+
+/// Bytes of log items read and sent at once; with its frame it stays below [`wire::MAX_FRAME`].
+const BATCH: usize = 128 << 10;
+
+/// How long nothing must move before both sides compare what they hold.
+const QUIET: Duration = Duration::from_millis(500);
+
+/// How often they compare anyway.
+const COMPARE_INTERVAL: Duration = Duration::from_secs(600);
+
+/// Greetings take longer than this only if the peer is no peer of ours.
+const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// A site asks its replica where it stands.
+    Opening,
+    /// A site has greeted and sends already; central waits for the greeting or for its replica.
+    Greeting,
+    /// A site checks where central says that it stands in our log.
+    Locating { theirs: Cursor },
+    /// Both have greeted.
+    Up,
+    /// We asked the transport to end it.
+    Closing,
+}
+
+#[derive(Debug)]
+pub(super) struct Session {
+    connection: Connection,
+    /// The site that this session is about: ourselves at a site, the peer at central.
+    site: SiteId,
+    peer: Origin,
+    phase: Phase,
+    was_up: bool,
+
+    /// The peer's log: handed to the replica up to here, committed up to there.
+    received: u64,
+    committed: u64,
+
+    /// Our log: its end, what was read and sent, what the peer has.
+    end: u64,
+    sent: u64,
+    acknowledged: u64,
+    reading: bool,
+    may_send: bool,
+    under_way: VecDeque<(u64, usize)>,
+
+    /// What arrived before central knew where it stands.
+    early: Vec<(u64, Vec<minicbor::bytes::ByteVec>)>,
+    early_bytes: usize,
+
+    deadline: Duration,
+    silence_max: Duration,
+    heartbeat_at: Duration,
+    compare_at: Option<Duration>,
+    agreed_at_hello: Option<bool>,
+    claimed: Option<(u64, wire::Rolling)>,
+    peer_clock: Option<Timestamp>,
+}
+
+impl Session {
+    /// A site's session, which begins by asking the replica where it stands.
+    pub(super) fn dial(
+        connection: Connection,
+        us: SiteId,
+        now: Moment,
+        heartbeat: Duration,
+        outputs: &mut VecDeque<Output>,
+    ) -> Self {
+        outputs.push_back(Output::Open { connection, peer: Origin::Central, claim: None });
+        Session::new(connection, us, Origin::Central, Phase::Opening, now, heartbeat)
+    }
+
+    /// Central's session, which begins by waiting for the site's greeting.
+    pub(super) fn accept(connection: Connection, site: SiteId, now: Moment, heartbeat: Duration) -> Self {
+        Session::new(connection, site, Origin::Site(site), Phase::Greeting, now, heartbeat)
+    }
+
+    fn new(
+        connection: Connection,
+        site: SiteId,
+        peer: Origin,
+        phase: Phase,
+        now: Moment,
+        heartbeat: Duration,
+    ) -> Self {
+        Session {
+            connection,
+            site,
+            peer,
+            phase,
+            was_up: false,
+            received: 0,
+            committed: 0,
+            end: 0,
+            sent: 0,
+            acknowledged: 0,
+            reading: false,
+            may_send: false,
+            under_way: VecDeque::new(),
+            early: Vec::new(),
+            early_bytes: 0,
+            deadline: now.elapsed + GREETING_TIMEOUT,
+            silence_max: (heartbeat * 5).max(Duration::from_secs(60)),
+            heartbeat_at: now.elapsed + heartbeat,
+            compare_at: None,
+            agreed_at_hello: None,
+            claimed: None,
+            peer_clock: None,
+        }
+    }
+
+    pub(super) fn peer(&self) -> Origin {
+        self.peer
+    }
+
+    pub(super) fn is_up(&self) -> bool {
+        self.phase == Phase::Up
+    }
+
+    pub(super) fn was_up(&self) -> bool {
+        self.was_up
+    }
+
+    pub(super) fn peer_clock(&self) -> Option<Timestamp> {
+        self.peer_clock
+    }
+
+    pub(super) fn timeout(&self) -> Duration {
+        match self.phase {
+            Phase::Closing => Duration::MAX,
+            Phase::Opening | Phase::Greeting | Phase::Locating { .. } => self.deadline,
+            Phase::Up => {
+                let next = self.deadline.min(self.heartbeat_at);
+                self.compare_at.map_or(next, |at| next.min(at))
+            }
+        }
+    }
+
+    pub(super) fn handle_timeout(
+        &mut self,
+        now: Moment,
+        heartbeat: Duration,
+        telemetry: Option<&Telemetry>,
+        outputs: &mut VecDeque<Output>,
+    ) {
+        if self.phase == Phase::Closing {
+            return;
+        }
+        if now.elapsed >= self.deadline {
+            self.close(CloseCode::Silent, "the peer was silent for too long", outputs);
+            return;
+        }
+        if self.phase != Phase::Up {
+            return;
+        }
+        if now.elapsed >= self.heartbeat_at {
+            self.heartbeat_at = now.elapsed + heartbeat;
+            self.send(&Message::Heartbeat { clock: now.wall, telemetry: telemetry.cloned() }, outputs);
+        }
+        if self.compare_at.is_some_and(|at| now.elapsed >= at) {
+            self.compare_at = None;
+            if self.is_quiet() {
+                outputs.push_back(Output::TakeFingerprint {
+                    connection: self.connection,
+                    pulled: self.committed,
+                    pushed: self.acknowledged,
+                });
+            }
+            // Otherwise the acknowledgement that ends the movement asks again.
+        }
+    }
+
+    pub(super) fn handle_opened(&mut self, now: Moment, standing: &Standing, outputs: &mut VecDeque<Output>) {
+        self.received = standing.pulled.position;
+        self.committed = standing.pulled.position;
+        self.end = self.end.max(standing.end);
+        match self.peer {
+            Origin::Central => self.greet(now, standing, outputs),
+            Origin::Site(_) => self.answer_greeting(now, standing, outputs),
+        }
+    }
+
+    /// A site greets and sends at once what central has not acknowledged: no round trip is waited for.
+    fn greet(&mut self, now: Moment, standing: &Standing, outputs: &mut VecDeque<Output>) {
+        let pushed = standing.pushed.unwrap_or_default();
+        self.phase = Phase::Greeting;
+        self.sent = pushed.position;
+        self.acknowledged = pushed.position;
+        self.claimed = Some((pushed.position, pushed.rolling));
+        self.may_send = true;
+        let hello = Message::Hello {
+            versions: version::OURS,
+            site: self.site,
+            incarnation: standing.incarnation,
+            policy_epoch: standing.policy_epoch,
+            pulled: standing.pulled,
+            pushed,
+            fingerprint: standing.fingerprint,
+            clock: now.wall,
+        };
+        self.send(&hello, outputs);
+        self.pump(outputs);
+    }
+
+    fn answer_greeting(&mut self, now: Moment, standing: &Standing, outputs: &mut VecDeque<Output>) {
+        let Some((position, rolling)) = self.claimed else { return };
+        if standing.pushed != Some(Cursor { position, rolling }) {
+            let reason = format!(
+                "the site has {position} items of central's log, which are not the ones that central sent; \
+                 central or the site was restored from a backup"
+            );
+            self.refuse(refuse::FORK, CloseCode::Fork, &reason, outputs);
+            return;
+        }
+        self.sent = position;
+        self.acknowledged = position;
+        self.may_send = true;
+        let ok = Message::HelloOk {
+            version: version::OURS.newest,
+            pulled: standing.pulled,
+            agrees: standing.agrees,
+            clock: now.wall,
+        };
+        self.send(&ok, outputs);
+        self.rise(now, outputs);
+        if let Some(agrees) = standing.agrees {
+            outputs.push_back(Output::Agreement { peer: self.peer, agrees, pulled: position });
+        }
+        for (from, items) in std::mem::take(&mut self.early) {
+            self.handle_log(from, items, outputs);
+        }
+        self.pump(outputs);
+    }
+
+    pub(super) fn handle_message(&mut self, now: Moment, message: Message, outputs: &mut VecDeque<Output>) {
+        self.deadline = now.elapsed + self.silence_max;
+        match (self.phase, self.peer, message) {
+            (Phase::Closing, _, _) => {}
+            (
+                Phase::Greeting,
+                Origin::Site(_),
+                Message::Hello { versions, site, pulled, pushed, fingerprint, clock, .. },
+            ) if self.claimed.is_none() => {
+                self.peer_clock = Some(clock);
+                if site != self.site {
+                    let reason =
+                        format!("the certificate is for site {}, the greeting for {site}", self.site);
+                    self.refuse(refuse::IDENTITY, CloseCode::Identity, &reason, outputs);
+                } else if versions.common(version::OURS).is_none() {
+                    let reason =
+                        format!("the site speaks {versions} of the protocol, central {}", version::OURS);
+                    self.refuse(refuse::VERSION, CloseCode::Version, &reason, outputs);
+                } else {
+                    self.claimed = Some((pulled.position, pulled.rolling));
+                    outputs.push_back(Output::Open {
+                        connection: self.connection,
+                        peer: self.peer,
+                        claim: Some((pulled.position, pushed.position, fingerprint)),
+                    });
+                }
+            }
+            (Phase::Greeting, Origin::Central, Message::HelloOk { version, pulled, agrees, clock }) => {
+                self.peer_clock = Some(clock);
+                if version::OURS.common(version::Versions { oldest: version, newest: version }).is_none() {
+                    let reason = format!("central speaks version {version}, this site {}", version::OURS);
+                    self.close(CloseCode::Version, &reason, outputs);
+                    return;
+                }
+                self.agreed_at_hello = agrees;
+                self.phase = Phase::Locating { theirs: pulled };
+                outputs.push_back(Output::Locate {
+                    connection: self.connection,
+                    peer: self.peer,
+                    position: pulled.position,
+                });
+            }
+            (_, Origin::Central, Message::Refuse { code, reason }) => {
+                outputs.push_back(Output::Refused { peer: self.peer, code, reason: reason.clone() });
+                self.close(CloseCode::Done, &reason, outputs);
+            }
+            // Central's items may arrive while the site still checks the greeting.
+            (Phase::Up | Phase::Locating { .. }, _, Message::Log { from, items }) => {
+                self.handle_log(from, items, outputs);
+            }
+            // The site sends at once; central's replica is still being asked where it stands.
+            (Phase::Greeting, Origin::Site(_), Message::Log { from, items }) if self.claimed.is_some() => {
+                self.early_bytes += items.iter().map(|item| item.len()).sum::<usize>();
+                if self.early_bytes > WINDOW + BATCH {
+                    self.close(CloseCode::Protocol, "the site sends more than the window allows", outputs);
+                } else {
+                    self.early.push((from, items));
+                }
+            }
+            (Phase::Up | Phase::Locating { .. }, _, Message::Ack { position }) => {
+                self.handle_ack(now, position, outputs);
+            }
+            (Phase::Up, Origin::Site(_), Message::Compare { pulled, pushed, fingerprint }) => {
+                outputs.push_back(Output::Compare {
+                    connection: self.connection,
+                    peer: self.peer,
+                    pulled,
+                    pushed,
+                    fingerprint,
+                });
+            }
+            (Phase::Up, Origin::Central, Message::Compared { pulled, agrees }) => {
+                self.handle_compared(now, pulled, agrees, outputs);
+            }
+            (Phase::Up | Phase::Locating { .. }, _, Message::Heartbeat { clock, telemetry }) => {
+                self.peer_clock = Some(clock);
+                outputs.push_back(Output::Heard { peer: self.peer, clock, telemetry });
+            }
+            (phase, _, message) => {
+                let name = name_of(&message);
+                let reason = format!("{name} is not expected while {}", phase_name(phase));
+                self.close(CloseCode::Protocol, &reason, outputs);
+            }
+        }
+    }
+
+    /// The site learns where its own log stands at `theirs`, what central says it has.
+    pub(super) fn handle_located(
+        &mut self,
+        now: Moment,
+        ours: Option<Cursor>,
+        outputs: &mut VecDeque<Output>,
+    ) {
+        let Phase::Locating { theirs } = self.phase else { return };
+        if ours != Some(theirs) || theirs.position < self.acknowledged {
+            let reason = format!(
+                "central has {} items of this site's log, which are not the ones that were sent; \
+                 the site or central was restored from a backup",
+                theirs.position
+            );
+            outputs.push_back(Output::Refused {
+                peer: self.peer,
+                code: refuse::FORK,
+                reason: reason.clone(),
+            });
+            self.close(CloseCode::Fork, &reason, outputs);
+            return;
+        }
+        self.rise(now, outputs);
+        if let Some(agrees) = self.agreed_at_hello {
+            outputs.push_back(Output::Agreement { peer: self.peer, agrees, pulled: self.committed });
+        }
+        if theirs.position > self.acknowledged {
+            // The last acknowledgement was lost with the connection; this is it.
+            self.sent = self.sent.max(theirs.position);
+            self.handle_ack(now, theirs.position, outputs);
+        }
+        self.pump(outputs);
+        self.compare_at = Some(match self.agreed_at_hello {
+            Some(true) => now.elapsed + COMPARE_INTERVAL,
+            Some(false) | None => now.elapsed + QUIET,
+        });
+    }
+
+    fn rise(&mut self, now: Moment, outputs: &mut VecDeque<Output>) {
+        self.phase = Phase::Up;
+        self.was_up = true;
+        self.deadline = now.elapsed + self.silence_max;
+        // The first heartbeat goes out at once: it carries what the peer wants to show.
+        self.heartbeat_at = now.elapsed;
+        outputs.push_back(Output::Up { peer: self.peer, clock: self.peer_clock.unwrap_or_default() });
+    }
+
+    pub(super) fn handle_changed(&mut self, now: Moment, end: u64, outputs: &mut VecDeque<Output>) {
+        self.end = self.end.max(end);
+        self.touch(now);
+        self.pump(outputs);
+    }
+
+    /// Asks for the next items when there are some and the peer can take them.
+    fn pump(&mut self, outputs: &mut VecDeque<Output>) {
+        let under_way: usize = self.under_way.iter().map(|(_, bytes)| bytes).sum();
+        if self.may_send && !self.reading && self.sent < self.end && under_way < WINDOW {
+            self.reading = true;
+            outputs.push_back(Output::Read {
+                connection: self.connection,
+                peer: self.peer,
+                from: self.sent + 1,
+                max_bytes: BATCH,
+            });
+        }
+    }
+
+    pub(super) fn handle_read(&mut self, from: u64, items: Vec<Vec<u8>>, outputs: &mut VecDeque<Output>) {
+        self.reading = false;
+        if self.phase == Phase::Closing {
+            return;
+        }
+        // A read that was under way when the greeting moved the position is asked again.
+        if from == self.sent + 1 && !items.is_empty() {
+            let bytes = items.iter().map(Vec::len).sum();
+            self.sent = from + items.len() as u64 - 1;
+            self.under_way.push_back((self.sent, bytes));
+            let items = items.into_iter().map(Into::into).collect();
+            self.send(&Message::Log { from, items }, outputs);
+        }
+        self.pump(outputs);
+    }
+
+    fn handle_log(
+        &mut self,
+        from: u64,
+        items: Vec<minicbor::bytes::ByteVec>,
+        outputs: &mut VecDeque<Output>,
+    ) {
+        if from == 0 || from > self.received + 1 {
+            let reason = format!("log items from {from} do not follow {}", self.received);
+            self.close(CloseCode::Protocol, &reason, outputs);
+            return;
+        }
+        let known = usize::try_from(self.received + 1 - from).unwrap_or(usize::MAX);
+        let fresh: Vec<Vec<u8>> = items.into_iter().skip(known).map(Vec::from).collect();
+        if fresh.is_empty() {
+            // All of it is here already: the acknowledgement was lost, so it is said again.
+            self.send(&Message::Ack { position: self.committed }, outputs);
+            return;
+        }
+        let from = self.received + 1;
+        self.received += fresh.len() as u64;
+        outputs.push_back(Output::Ingest {
+            connection: self.connection,
+            peer: self.peer,
+            from,
+            items: fresh,
+        });
+    }
+
+    /// Only now, after the commit, is the acknowledgement said.
+    pub(super) fn handle_ingested(&mut self, now: Moment, cursor: Cursor, outputs: &mut VecDeque<Output>) {
+        self.committed = self.committed.max(cursor.position);
+        self.touch(now);
+        if self.phase != Phase::Closing {
+            self.send(&Message::Ack { position: self.committed }, outputs);
+        }
+    }
+
+    pub(super) fn handle_ingest_failed(&mut self, reason: &str, outputs: &mut VecDeque<Output>) {
+        self.close(CloseCode::Replica, reason, outputs);
+    }
+
+    fn handle_ack(&mut self, now: Moment, position: u64, outputs: &mut VecDeque<Output>) {
+        if position > self.sent {
+            let reason = format!("item {position} was acknowledged, {} were sent", self.sent);
+            self.close(CloseCode::Protocol, &reason, outputs);
+            return;
+        }
+        if position <= self.acknowledged {
+            return;
+        }
+        self.acknowledged = position;
+        while self.under_way.front().is_some_and(|(last, _)| *last <= position) {
+            self.under_way.pop_front();
+        }
+        outputs.push_back(Output::Acknowledged { peer: self.peer, position });
+        self.touch(now);
+        self.pump(outputs);
+    }
+
+    /// A site compares soon after something has moved.
+    fn touch(&mut self, now: Moment) {
+        if self.peer == Origin::Central && self.phase == Phase::Up {
+            self.compare_at = Some(now.elapsed + QUIET);
+        }
+    }
+
+    fn is_quiet(&self) -> bool {
+        self.acknowledged == self.end && self.received == self.committed && !self.reading
+    }
+
+    pub(super) fn handle_fingerprinted(
+        &mut self,
+        pulled: u64,
+        pushed: u64,
+        fingerprint: Fingerprint,
+        outputs: &mut VecDeque<Output>,
+    ) {
+        if self.phase == Phase::Up && (pulled, pushed) == (self.committed, self.acknowledged) {
+            self.send(&Message::Compare { pulled, pushed, fingerprint }, outputs);
+        }
+    }
+
+    /// Central's replica has judged.
+    pub(super) fn handle_judged(
+        &mut self,
+        pulled: u64,
+        agrees: Option<bool>,
+        outputs: &mut VecDeque<Output>,
+    ) {
+        if self.phase != Phase::Up {
+            return;
+        }
+        self.send(&Message::Compared { pulled, agrees }, outputs);
+        if let Some(agrees) = agrees {
+            outputs.push_back(Output::Agreement { peer: self.peer, agrees, pulled });
+        }
+    }
+
+    fn handle_compared(
+        &mut self,
+        now: Moment,
+        pulled: u64,
+        agrees: Option<bool>,
+        outputs: &mut VecDeque<Output>,
+    ) {
+        let wait = match agrees {
+            Some(agrees) => {
+                outputs.push_back(Output::Agreement { peer: self.peer, agrees, pulled });
+                COMPARE_INTERVAL
+            }
+            // Central's log had grown meanwhile: what follows will ask again, and if not, so do we.
+            None => QUIET * 10,
+        };
+        if self.compare_at.is_none() {
+            self.compare_at = Some(now.elapsed + wait);
+        }
+    }
+
+    fn send(&mut self, message: &Message, outputs: &mut VecDeque<Output>) {
+        outputs.push_back(Output::Send { connection: self.connection, bytes: wire::encode(message) });
+    }
+
+    fn refuse(&mut self, code: u32, close: CloseCode, reason: &str, outputs: &mut VecDeque<Output>) {
+        self.send(&Message::Refuse { code, reason: reason.to_string() }, outputs);
+        outputs.push_back(Output::Refused { peer: self.peer, code, reason: reason.to_string() });
+        self.close(close, reason, outputs);
+    }
+
+    pub(super) fn close(&mut self, code: CloseCode, reason: &str, outputs: &mut VecDeque<Output>) {
+        if self.phase != Phase::Closing {
+            self.phase = Phase::Closing;
+            outputs.push_back(Output::Close {
+                connection: self.connection,
+                code,
+                reason: reason.to_string(),
+            });
+        }
+    }
+}
+
+fn name_of(message: &Message) -> &'static str {
+    match message {
+        Message::Hello { .. } => "a greeting",
+        Message::HelloOk { .. } => "an answer to a greeting",
+        Message::Refuse { .. } => "a refusal",
+        Message::Log { .. } => "a batch of log items",
+        Message::Ack { .. } => "an acknowledgement",
+        Message::Compare { .. } => "a comparison",
+        Message::Compared { .. } => "an answer to a comparison",
+        Message::Heartbeat { .. } => "a heartbeat",
+    }
+}
+
+fn phase_name(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Opening => "opening",
+        Phase::Greeting => "greeting",
+        Phase::Locating { .. } => "locating",
+        Phase::Up => "up",
+        Phase::Closing => "closing",
+    }
+}

@@ -1,0 +1,396 @@
+//! Two engines over a wire in memory, with replicas that are nothing but logs.
+
+use super::*;
+use crate::{
+    id::Incarnation,
+    wire::{Cursor, Fingerprint, Rolling},
+};
+
+const SITE: SiteId = SiteId([1; 16]);
+const HEARTBEAT: Duration = Duration::from_secs(30);
+
+/// A replica that holds opaque items: its own log and what it has of the peer's.
+#[derive(Default, Clone)]
+struct Logs {
+    own: Vec<Vec<u8>>,
+    theirs: Vec<Vec<u8>>,
+    acknowledged: u64,
+}
+
+impl Logs {
+    fn cursor(log: &[Vec<u8>], position: u64) -> Option<Cursor> {
+        let upto = log.get(..usize::try_from(position).unwrap())?;
+        Some(Cursor {
+            position,
+            rolling: upto.iter().fold(Rolling::default(), |rolling, item| rolling.over(item)),
+        })
+    }
+
+    fn fingerprint(&self, pulled: u64, pushed: u64) -> Fingerprint {
+        let mut fingerprint = Fingerprint::default();
+        let own = &self.own[..usize::try_from(pushed).unwrap()];
+        for item in own.iter().chain(&self.theirs[..usize::try_from(pulled).unwrap()]) {
+            fingerprint.add(blake3::hash(item).as_bytes());
+        }
+        fingerprint
+    }
+}
+
+struct Pair {
+    site: Engine,
+    central: Engine,
+    at_site: Logs,
+    at_central: Logs,
+    now: Duration,
+    next: u64,
+    /// Connection that is open, and frames under way with their direction.
+    open: Option<Connection>,
+    wire: VecDeque<(bool, Vec<u8>)>,
+    cut: bool,
+    frames: u64,
+    bytes: u64,
+    notices: Vec<String>,
+}
+
+impl Pair {
+    fn new() -> Self {
+        Pair {
+            site: Engine::site(SITE, HEARTBEAT),
+            central: Engine::central(HEARTBEAT),
+            at_site: Logs::default(),
+            at_central: Logs::default(),
+            now: Duration::ZERO,
+            next: 0,
+            open: None,
+            wire: VecDeque::new(),
+            cut: false,
+            frames: 0,
+            bytes: 0,
+            notices: vec![],
+        }
+    }
+
+    fn moment(&self) -> Moment {
+        let ms = u64::try_from(self.now.as_millis()).unwrap();
+        Moment { elapsed: self.now, wall: Timestamp(1_000_000 + ms) }
+    }
+
+    fn perform(&mut self, at_site: bool, output: Output) {
+        let now = self.moment();
+        let (engine, logs) = if at_site {
+            (&mut self.site, &mut self.at_site)
+        } else {
+            (&mut self.central, &mut self.at_central)
+        };
+        let side = if at_site { "site" } else { "central" };
+        match output {
+            Output::Dial if self.cut => engine.handle(now, Input::DialFailed { jitter: 0 }),
+            Output::Dial => {
+                self.next += 1;
+                let connection = Connection(self.next);
+                self.open = Some(connection);
+                self.site.handle(now, Input::Dialed { connection });
+                self.central.handle(now, Input::Accepted { connection, site: SITE });
+            }
+            Output::Send { connection, bytes } => {
+                if self.open == Some(connection) {
+                    self.frames += 1;
+                    self.bytes += bytes.len() as u64;
+                    self.wire.push_back((at_site, bytes));
+                }
+            }
+            Output::Close { connection, reason, .. } => {
+                self.notices.push(format!("{side} closes: {reason}"));
+                // What was sent before the close still arrives.
+                self.deliver();
+                self.drop_connection(connection, &reason);
+            }
+            Output::Open { connection, claim, .. } => {
+                let (pulled, pushed) = (logs.theirs.len() as u64, logs.acknowledged);
+                let standing = match claim {
+                    None => Standing {
+                        incarnation: Incarnation([9; 16]),
+                        policy_epoch: 0,
+                        pulled: Logs::cursor(&logs.theirs, pulled).unwrap(),
+                        pushed: Logs::cursor(&logs.own, pushed),
+                        end: logs.own.len() as u64,
+                        fingerprint: logs.fingerprint(pulled, pushed),
+                        agrees: None,
+                    },
+                    Some((had, had_pushed, found)) => Standing {
+                        incarnation: Incarnation([8; 16]),
+                        policy_epoch: 0,
+                        pulled: Logs::cursor(&logs.theirs, pulled).unwrap(),
+                        pushed: Logs::cursor(&logs.own, had),
+                        end: logs.own.len() as u64,
+                        fingerprint: Fingerprint::default(),
+                        agrees: (had_pushed == pulled && had <= logs.own.len() as u64)
+                            .then(|| logs.fingerprint(pulled, had).agrees(&found)),
+                    },
+                };
+                engine.handle(now, Input::Opened { connection, standing: Box::new(standing) });
+            }
+            Output::Locate { connection, position, .. } => {
+                let cursor = Logs::cursor(&logs.own, position);
+                engine.handle(now, Input::Located { connection, cursor });
+            }
+            Output::Read { connection, from, max_bytes, .. } => {
+                let mut room = max_bytes;
+                let items = logs
+                    .own
+                    .iter()
+                    .skip(usize::try_from(from).unwrap() - 1)
+                    .take_while(|item| {
+                        let fits = room >= item.len();
+                        room = room.saturating_sub(item.len());
+                        fits
+                    })
+                    .cloned()
+                    .collect();
+                engine.handle(now, Input::Read { connection, from, items });
+            }
+            Output::Ingest { connection, from, items, .. } => {
+                assert_eq!(from, logs.theirs.len() as u64 + 1, "{side} ingests without a gap");
+                logs.theirs.extend(items);
+                let cursor = Logs::cursor(&logs.theirs, logs.theirs.len() as u64).unwrap();
+                engine.handle(now, Input::Ingested { connection, cursor });
+            }
+            Output::Acknowledged { position, .. } => {
+                assert!(position > logs.acknowledged, "{side} is told once");
+                logs.acknowledged = position;
+            }
+            Output::TakeFingerprint { connection, pulled, pushed } => {
+                let fingerprint = logs.fingerprint(pulled, pushed);
+                engine.handle(now, Input::Fingerprinted { connection, pulled, pushed, fingerprint });
+            }
+            Output::Compare { connection, pulled, pushed, fingerprint, .. } => {
+                let agrees = (pushed == logs.theirs.len() as u64)
+                    .then(|| logs.fingerprint(pushed, pulled).agrees(&fingerprint));
+                engine.handle(now, Input::Compared { connection, pulled, agrees });
+            }
+            Output::Up { .. } => self.notices.push(format!("{side} up")),
+            Output::Down { reason, .. } => self.notices.push(format!("{side} down: {reason}")),
+            Output::Heard { .. } => {}
+            Output::Agreement { agrees, .. } => self.notices.push(format!("{side} agrees: {agrees}")),
+            Output::Refused { reason, .. } => self.notices.push(format!("{side} refused: {reason}")),
+        }
+    }
+
+    fn deliver(&mut self) {
+        while let Some((from_site, bytes)) = self.wire.pop_front() {
+            let Some(connection) = self.open else { continue };
+            let now = self.moment();
+            let receiver = if from_site { &mut self.central } else { &mut self.site };
+            receiver.handle(now, Input::Frame { connection, bytes });
+        }
+    }
+
+    fn drop_connection(&mut self, connection: Connection, reason: &str) {
+        let now = self.moment();
+        self.open = None;
+        self.wire.clear();
+        let closed = |jitter| Input::Closed { connection, reason: reason.to_string(), jitter };
+        self.site.handle(now, closed(0));
+        self.central.handle(now, closed(0));
+    }
+
+    /// Runs until nothing is to be done before `until`.
+    fn run(&mut self, until: Duration) {
+        loop {
+            while let Some(output) = self.site.poll() {
+                self.perform(true, output);
+            }
+            while let Some(output) = self.central.poll() {
+                self.perform(false, output);
+            }
+            if !self.wire.is_empty() {
+                let (from_site, bytes) = self.wire.pop_front().expect("not empty");
+                let now = self.moment();
+                if let Some(connection) = self.open {
+                    let receiver = if from_site { &mut self.central } else { &mut self.site };
+                    receiver.handle(now, Input::Frame { connection, bytes });
+                }
+                continue;
+            }
+            let next = [self.site.poll_timeout(), self.central.poll_timeout()].into_iter().flatten().min();
+            match next {
+                Some(at) if at <= until => {
+                    self.now = self.now.max(at);
+                    let now = self.moment();
+                    self.site.handle(now, Input::Timeout);
+                    self.central.handle(now, Input::Timeout);
+                }
+                Some(_) | None => {
+                    let quiet = self.site.outputs.is_empty() && self.central.outputs.is_empty();
+                    if quiet {
+                        self.now = until;
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    fn write(&mut self, at_site: bool, text: &str) {
+        let now = self.moment();
+        let (engine, logs, peer) = if at_site {
+            (&mut self.site, &mut self.at_site, Origin::Central)
+        } else {
+            (&mut self.central, &mut self.at_central, Origin::Site(SITE))
+        };
+        logs.own.push(text.as_bytes().to_vec());
+        engine.handle(now, Input::Changed { peer, end: logs.own.len() as u64 });
+    }
+
+    fn cut(&mut self) {
+        self.cut = true;
+        if let Some(connection) = self.open {
+            self.drop_connection(connection, "the link was cut");
+        }
+    }
+}
+
+fn seconds(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+#[test]
+fn both_logs_arrive_once_and_in_order_across_cuts() {
+    let mut pair = Pair::new();
+    for round in 0..20 {
+        pair.write(true, &format!("site {round}"));
+        pair.run(seconds(round * 100 + 10));
+        pair.cut();
+        pair.write(true, &format!("site alone {round}"));
+        pair.write(false, &format!("central alone {round}"));
+        pair.run(seconds(round * 100 + 50));
+        pair.cut = false;
+        pair.run(seconds(round * 100 + 99));
+    }
+    assert_eq!(pair.at_site.own, pair.at_central.theirs);
+    assert_eq!(pair.at_central.own, pair.at_site.theirs);
+    assert_eq!(pair.at_site.acknowledged, 40);
+    assert_eq!(pair.notices.last().map(String::as_str), Some("site agrees: true"));
+}
+
+#[test]
+fn h5_a_reconnect_with_nothing_changed_takes_one_round_trip() {
+    let mut pair = Pair::new();
+    for number in 0..1_000 {
+        pair.write(number % 2 == 0, &format!("item {number}"));
+    }
+    pair.run(seconds(60));
+    pair.cut();
+    pair.run(seconds(120));
+    (pair.frames, pair.bytes) = (0, 0);
+    pair.notices.clear();
+    pair.cut = false;
+    pair.run(seconds(146));
+    // Hello, HelloOk, and one heartbeat each way that carries the clock and the site's telemetry.
+    expect_test::expect!["4 frames, 189 bytes, central up, central agrees: true, site up, site agrees: true"]
+        .assert_eq(&format!("{} frames, {} bytes, {}", pair.frames, pair.bytes, pair.notices.join(", ")));
+}
+
+#[test]
+fn h5_a_replica_that_lost_something_is_noticed_at_the_greeting() {
+    let mut pair = Pair::new();
+    pair.write(false, "one");
+    pair.write(false, "two");
+    pair.run(seconds(60));
+    pair.cut();
+    pair.at_site.theirs[1] = b"bit rot".to_vec();
+    pair.cut = false;
+    pair.notices.clear();
+    pair.run(seconds(100));
+    let refused = "central refused: the site has 2 items of central's log, which are not the ones that";
+    assert!(pair.notices.iter().any(|notice| notice.starts_with(refused)), "{:?}", pair.notices);
+    assert!(!pair.site.is_up(Origin::Central));
+}
+
+#[test]
+fn p15_a_central_that_forgot_what_it_acknowledged_is_noticed() {
+    let mut pair = Pair::new();
+    pair.write(true, "one");
+    pair.write(true, "two");
+    pair.run(seconds(60));
+    pair.cut();
+    pair.at_central.theirs.pop();
+    pair.cut = false;
+    pair.notices.clear();
+    pair.run(seconds(100));
+    let refused = pair
+        .notices
+        .iter()
+        .any(|notice| notice.starts_with("site refused: central has 1 items of this site's log"));
+    assert!(refused, "{:?}", pair.notices);
+}
+
+#[test]
+fn p3_silence_turns_the_link_degraded_then_offline_and_back() {
+    let mut pair = Pair::new();
+    pair.run(seconds(40));
+    assert_eq!(pair.site.link(Origin::Central, pair.now), LinkState::Connected);
+    pair.cut();
+    pair.run(seconds(120));
+    assert_eq!(pair.central.link(Origin::Site(SITE), pair.now), LinkState::Degraded);
+    pair.run(seconds(240));
+    assert_eq!(pair.central.link(Origin::Site(SITE), pair.now), LinkState::Offline);
+    pair.cut = false;
+    pair.run(seconds(270));
+    assert_eq!(pair.central.link(Origin::Site(SITE), pair.now), LinkState::Connected);
+}
+
+#[test]
+fn p15_a_peer_that_breaks_the_protocol_is_closed_in_words() {
+    let check = |bytes: Vec<u8>, expected: &str| {
+        let mut central = Engine::central(HEARTBEAT);
+        let now = Moment { elapsed: Duration::ZERO, wall: Timestamp(0) };
+        let connection = Connection(1);
+        central.handle(now, Input::Accepted { connection, site: SITE });
+        central.handle(now, Input::Frame { connection, bytes });
+        let said: Vec<String> = std::iter::from_fn(|| central.poll())
+            .filter_map(|output| match output {
+                Output::Close { code, reason, .. } => Some(format!("{code:?}: {reason}")),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(said, [expected]);
+    };
+    check(vec![], "Protocol: frame is empty");
+    check(
+        wire::encode(&Message::Ack { position: 1 }),
+        "Protocol: an acknowledgement is not expected while greeting",
+    );
+    let hello = |site, versions| {
+        wire::encode(&Message::Hello {
+            versions,
+            site,
+            incarnation: Incarnation([1; 16]),
+            policy_epoch: 0,
+            pulled: Cursor::default(),
+            pushed: Cursor::default(),
+            fingerprint: Fingerprint::default(),
+            clock: Timestamp(0),
+        })
+    };
+    check(
+        hello(SiteId([2; 16]), wire::version::OURS),
+        "Identity: the certificate is for site 01010101010101010101010101010101, the greeting for 02020202020202020202020202020202",
+    );
+    check(
+        hello(SITE, wire::Versions { oldest: 7, newest: 9 }),
+        "Version: the site speaks versions 7 to 9 of the protocol, central version 1",
+    );
+}
+
+#[test]
+fn a_million_bytes_flow_in_bounded_frames() {
+    let mut pair = Pair::new();
+    let text = "x".repeat(5_000);
+    for number in 0..600 {
+        pair.write(true, &format!("{number} {text}"));
+    }
+    pair.run(seconds(30));
+    assert_eq!(pair.at_central.theirs.len(), 600);
+    assert_eq!(pair.at_site.acknowledged, 600);
+}

@@ -1,0 +1,289 @@
+//! What a journal can say. Facts, in the past tense, complete without the log.
+//!
+//! Numbers are never used again. An entry of a newer program, whose event is unknown here, is kept and
+//! passed on byte for byte; it is only not understood.
+
+use minicbor::{Decode, Encode};
+use serde::Serialize;
+
+use crate::{
+    blob::Digest,
+    id::{DocumentId, MacAddr, NodeId, ReportId, SiteId, TaskId, WorkflowId},
+    time::Timestamp,
+};
+
+/// One fact.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode, Serialize)]
+#[cbor(map)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    /// A machine was given an answer that differs from the one before.
+    #[n(1)]
+    BootAnswered {
+        /// Its boot interface.
+        #[n(0)]
+        mac: MacAddr,
+        /// The answer, for people.
+        #[n(1)]
+        answer: String,
+        /// Why.
+        #[n(2)]
+        reason: String,
+    },
+    /// An unknown machine became a node.
+    #[n(2)]
+    NodeDiscovered {
+        /// The node.
+        #[n(0)]
+        node: NodeId,
+        /// Its boot interface.
+        #[n(1)]
+        mac: MacAddr,
+    },
+    /// The facts about a machine changed.
+    #[n(3)]
+    NodeTransitioned {
+        /// The node.
+        #[n(0)]
+        node: NodeId,
+        /// State before.
+        #[n(1)]
+        from: String,
+        /// State now.
+        #[n(2)]
+        to: String,
+        /// What made it so.
+        #[n(3)]
+        cause: String,
+        /// Whether no machine reported this step and a later report implies it.
+        #[n(4)]
+        implied: bool,
+    },
+    /// A machine reported, and the report was accepted.
+    #[n(4)]
+    ReportReceived {
+        /// The machine's own id of the report.
+        #[n(0)]
+        report: ReportId,
+        /// The node.
+        #[n(1)]
+        node: NodeId,
+        /// Task that it speaks of.
+        #[n(2)]
+        task: Option<TaskId>,
+        /// Attempt that it speaks of.
+        #[n(3)]
+        attempt: Option<u64>,
+        /// Kind of report.
+        #[n(4)]
+        kind: String,
+        /// What it said besides.
+        #[n(5)]
+        detail: String,
+    },
+    /// A machine reported something that cannot be.
+    #[n(5)]
+    ReportRefused {
+        /// The machine's own id of the report.
+        #[n(0)]
+        report: ReportId,
+        /// The node.
+        #[n(1)]
+        node: NodeId,
+        /// Kind of report.
+        #[n(2)]
+        kind: String,
+        /// Why not.
+        #[n(3)]
+        reason: String,
+    },
+    /// A task was created.
+    #[n(6)]
+    TaskCreated {
+        /// The task.
+        #[n(0)]
+        task: TaskId,
+        /// The machine.
+        #[n(1)]
+        node: NodeId,
+        /// The site that does it.
+        #[n(2)]
+        for_site: SiteId,
+        /// What is installed.
+        #[n(3)]
+        workflow: WorkflowId,
+        /// Which version of it.
+        #[n(4)]
+        version: u64,
+    },
+    /// An order was issued.
+    #[n(7)]
+    OrderIssued {
+        /// The task.
+        #[n(0)]
+        task: TaskId,
+        /// The attempt.
+        #[n(1)]
+        attempt: u64,
+        /// End of its life.
+        #[n(2)]
+        not_after: Timestamp,
+    },
+    /// An order was consumed: from now on the machine may write its disk.
+    #[n(8)]
+    OrderConsumed {
+        /// The task.
+        #[n(0)]
+        task: TaskId,
+        /// The attempt.
+        #[n(1)]
+        attempt: u64,
+        /// The machine.
+        #[n(2)]
+        node: NodeId,
+        /// The report that asked.
+        #[n(3)]
+        report: ReportId,
+    },
+    /// A task went on.
+    #[n(9)]
+    TaskTransitioned {
+        /// The task.
+        #[n(0)]
+        task: TaskId,
+        /// State before.
+        #[n(1)]
+        from: String,
+        /// State now.
+        #[n(2)]
+        to: String,
+        /// What made it so.
+        #[n(3)]
+        cause: String,
+    },
+    /// Somebody set a register of a document.
+    #[n(10)]
+    RegisterSet {
+        /// Kind of the document.
+        #[n(0)]
+        kind: String,
+        /// The document.
+        #[n(1)]
+        document: DocumentId,
+        /// Path of the register.
+        #[n(2)]
+        path: String,
+        /// Its new value, for people.
+        #[n(3)]
+        value: String,
+    },
+    /// A site enrolled with a token.
+    #[n(11)]
+    SiteEnrolled {
+        /// The site.
+        #[n(0)]
+        site: SiteId,
+        /// Its name.
+        #[n(1)]
+        name: String,
+    },
+    /// A token was made for a site.
+    #[n(12)]
+    TokenIssued {
+        /// The site.
+        #[n(0)]
+        site: SiteId,
+        /// Its name.
+        #[n(1)]
+        name: String,
+        /// End of its life.
+        #[n(2)]
+        expires_at: Timestamp,
+    },
+    /// Somebody tried to enrol and was refused.
+    #[n(13)]
+    EnrolmentRefused {
+        /// The name that was given.
+        #[n(0)]
+        name: String,
+        /// Why.
+        #[n(1)]
+        reason: String,
+    },
+    /// A site was described.
+    #[n(14)]
+    SiteCreated {
+        /// The site.
+        #[n(0)]
+        site: SiteId,
+        /// Its name.
+        #[n(1)]
+        name: String,
+    },
+    /// A version of a workflow was published.
+    #[n(15)]
+    WorkflowPublished {
+        /// The workflow.
+        #[n(0)]
+        workflow: WorkflowId,
+        /// Its name.
+        #[n(1)]
+        name: String,
+        /// The version.
+        #[n(2)]
+        version: u64,
+    },
+    /// A site follows new settings from here on.
+    #[n(16)]
+    EpochAdopted {
+        /// The epoch.
+        #[n(0)]
+        epoch: u64,
+    },
+    /// Content arrived and was verified.
+    #[n(17)]
+    BlobArrived {
+        /// Its name.
+        #[n(0)]
+        digest: Digest,
+        /// Its size in bytes.
+        #[n(1)]
+        size: u64,
+    },
+    /// Content arrived that is not what its name says; it was dropped.
+    #[n(18)]
+    BlobRefused {
+        /// The name.
+        #[n(0)]
+        digest: Digest,
+        /// Why.
+        #[n(1)]
+        reason: String,
+    },
+    /// A peer's change did not pass ingress; its bytes were set aside.
+    #[n(19)]
+    ChangeQuarantined {
+        /// Kind of the document.
+        #[n(0)]
+        kind: String,
+        /// The document.
+        #[n(1)]
+        document: DocumentId,
+        /// Why.
+        #[n(2)]
+        reason: String,
+    },
+    /// Two replicas that should hold the same changes do not.
+    #[n(20)]
+    ReplicaDiverged {
+        /// The site whose replica differs from central's.
+        #[n(0)]
+        site: SiteId,
+        /// Position of central's log that the site had.
+        #[n(1)]
+        pulled: u64,
+        /// Position of the site's log that central had.
+        #[n(2)]
+        pushed: u64,
+    },
+}

@@ -1,0 +1,312 @@
+//! The messages of a session.
+
+use minicbor::{Decode, Encode};
+
+use super::Versions;
+use crate::{
+    id::{DocumentId, Incarnation, SiteId},
+    time::Timestamp,
+};
+
+/// Hash over a log up to a position: it tells whether two replicas mean the same log.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Encode, Decode)]
+#[cbor(transparent)]
+pub struct Rolling(#[cbor(with = "minicbor::bytes")] pub [u8; 16]);
+
+impl Rolling {
+    /// Continues over one more item, given as encoded.
+    #[must_use]
+    pub fn over(self, item: &[u8]) -> Rolling {
+        let mut hasher = blake3::Hasher::new_derive_key("holdfast/log/v1");
+        hasher.update(&self.0);
+        hasher.update(item);
+        Rolling(hasher.finalize().as_bytes()[..16].try_into().expect("a BLAKE3 digest has 32 bytes"))
+    }
+}
+
+impl std::fmt::Debug for Rolling {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&crate::id::hex(&self.0[..4]))
+    }
+}
+
+/// A position in a log, the number of items up to and including it, with the hash over them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Encode, Decode)]
+pub struct Cursor {
+    /// Number of the last item; 0 before the first.
+    #[n(0)]
+    pub position: u64,
+    /// Hash over all items up to it.
+    #[n(1)]
+    pub rolling: Rolling,
+}
+
+/// What a replica holds: how many changes, the sum of their hashes, and the sum of its documents' heads.
+///
+/// Sums are modulo 2^128 over the first 16 bytes of each hash, so that their order does not matter and
+/// what the peer has not acknowledged can be taken off again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Fingerprint {
+    /// Number of changes.
+    pub changes: u64,
+    /// Sum over the changes.
+    pub sum: u128,
+    /// Sum over `blake3(document, sorted heads)` of every document; absent where something is not
+    /// acknowledged, because then heads differ rightly.
+    pub heads: Option<u128>,
+}
+
+impl Fingerprint {
+    /// Adds a change by its hash.
+    pub fn add(&mut self, change: &[u8; 32]) {
+        self.changes = self.changes.wrapping_add(1);
+        self.sum = self.sum.wrapping_add(first_half(change));
+    }
+
+    /// Takes a change off by its hash.
+    pub fn remove(&mut self, change: &[u8; 32]) {
+        self.changes = self.changes.wrapping_sub(1);
+        self.sum = self.sum.wrapping_sub(first_half(change));
+    }
+
+    /// Adds a document by the hashes of its sorted heads.
+    pub fn add_heads(&mut self, document: DocumentId, heads: &[u8]) {
+        let mut hasher = blake3::Hasher::new_derive_key("holdfast/heads/v1");
+        hasher.update(document.as_bytes());
+        hasher.update(heads);
+        let sum = self.heads.get_or_insert(0);
+        *sum = sum.wrapping_add(first_half(hasher.finalize().as_bytes()));
+    }
+
+    /// Whether two replicas hold the same, as far as both could say.
+    pub fn agrees(&self, other: &Fingerprint) -> bool {
+        let heads = match (self.heads, other.heads) {
+            (Some(ours), Some(theirs)) => ours == theirs,
+            (None, _) | (_, None) => true,
+        };
+        heads && (self.changes, self.sum) == (other.changes, other.sum)
+    }
+}
+
+fn first_half(hash: &[u8; 32]) -> u128 {
+    u128::from_be_bytes(hash[..16].try_into().expect("16 of 32 bytes"))
+}
+
+impl<C> Encode<C> for Fingerprint {
+    fn encode<W: minicbor::encode::Write>(
+        &self,
+        encoder: &mut minicbor::Encoder<W>,
+        _: &mut C,
+    ) -> Result<(), minicbor::encode::Error<W::Error>> {
+        encoder.array(3)?.u64(self.changes)?.bytes(&self.sum.to_be_bytes())?;
+        match self.heads {
+            Some(heads) => encoder.bytes(&heads.to_be_bytes())?.ok(),
+            None => encoder.null()?.ok(),
+        }
+    }
+}
+
+impl<'b, C> Decode<'b, C> for Fingerprint {
+    fn decode(decoder: &mut minicbor::Decoder<'b>, _: &mut C) -> Result<Self, minicbor::decode::Error> {
+        let wide = |bytes: &[u8]| -> Result<u128, minicbor::decode::Error> {
+            let bytes =
+                bytes.try_into().map_err(|_| minicbor::decode::Error::message("a sum has 16 bytes"))?;
+            Ok(u128::from_be_bytes(bytes))
+        };
+        if decoder.array()? != Some(3) {
+            return Err(minicbor::decode::Error::message("a fingerprint has three parts"));
+        }
+        let changes = decoder.u64()?;
+        let sum = wide(decoder.bytes()?)?;
+        let heads = if decoder.datatype()? == minicbor::data::Type::Null {
+            decoder.null()?;
+            None
+        } else {
+            Some(wide(decoder.bytes()?)?)
+        };
+        Ok(Fingerprint { changes, sum, heads })
+    }
+}
+
+/// One item of a log. Its encoding is what the rolling hash covers.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Item {
+    /// Number of the document's kind, for a change.
+    #[n(0)]
+    pub kind: Option<u8>,
+    /// The document, for a change.
+    #[n(1)]
+    pub document: Option<DocumentId>,
+    /// The raw change chunk.
+    #[cbor(n(2), with = "minicbor::bytes")]
+    pub change: Option<Vec<u8>>,
+    /// An encoded journal entry.
+    #[cbor(n(3), with = "minicbor::bytes")]
+    pub entry: Option<Vec<u8>>,
+}
+
+impl Item {
+    /// A change of a document.
+    pub fn change(kind: u8, document: DocumentId, change: Vec<u8>) -> Self {
+        Item { kind: Some(kind), document: Some(document), change: Some(change), entry: None }
+    }
+
+    /// A journal entry.
+    pub fn entry(entry: Vec<u8>) -> Self {
+        Item { kind: None, document: None, change: None, entry: Some(entry) }
+    }
+
+    /// The bytes that are sent and hashed.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        minicbor::to_vec(self).expect("encoding into memory cannot fail")
+    }
+}
+
+/// What a site tells of itself now and then. It is overwritten, never kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Telemetry {
+    /// Version of the program.
+    #[n(0)]
+    pub version: String,
+    /// Seconds since it started.
+    #[n(1)]
+    pub uptime_s: u64,
+    /// Log items that central has not acknowledged.
+    #[n(2)]
+    pub unacknowledged: u64,
+    /// Blobs that are wanted and not here.
+    #[n(3)]
+    pub blobs_wanted: u64,
+    /// Boot requests seen in this run.
+    #[n(4)]
+    pub boots_seen: u64,
+    /// Bytes of content on disk.
+    #[n(5)]
+    pub blob_bytes: u64,
+}
+
+/// One message.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub enum Message {
+    /// The site's first words.
+    #[n(0)]
+    Hello {
+        /// Versions that the site speaks.
+        #[n(0)]
+        versions: Versions,
+        /// Who it is; must be what its certificate says.
+        #[n(1)]
+        site: SiteId,
+        /// Life of its database.
+        #[n(2)]
+        incarnation: Incarnation,
+        /// Settings epoch that it follows.
+        #[n(3)]
+        policy_epoch: u64,
+        /// What it has of central's log.
+        #[n(4)]
+        pulled: Cursor,
+        /// What it knows central to have of its own log; it sends from the next item on.
+        #[n(5)]
+        pushed: Cursor,
+        /// What it holds, less what central has not acknowledged.
+        #[n(6)]
+        fingerprint: Fingerprint,
+        /// Its clock.
+        #[n(7)]
+        clock: Timestamp,
+    },
+    /// Central's first words.
+    #[n(1)]
+    HelloOk {
+        /// Version that is spoken from here on.
+        #[n(0)]
+        version: u32,
+        /// What central has of the site's log.
+        #[n(1)]
+        pulled: Cursor,
+        /// Whether both hold the same; absent if that cannot be said yet.
+        #[n(2)]
+        agrees: Option<bool>,
+        /// Central's clock.
+        #[n(3)]
+        clock: Timestamp,
+    },
+    /// Central does not go on; the connection ends.
+    #[n(2)]
+    Refuse {
+        /// One of the codes in [`refuse`].
+        #[n(0)]
+        code: u32,
+        /// What, why and what next, for people.
+        #[n(1)]
+        reason: String,
+    },
+    /// The next items of the sender's log.
+    #[n(3)]
+    Log {
+        /// Position of the first.
+        #[n(0)]
+        from: u64,
+        /// The items, each encoded, in order.
+        #[n(1)]
+        items: Vec<minicbor::bytes::ByteVec>,
+    },
+    /// Everything up to here is committed at the sender of this message.
+    #[n(4)]
+    Ack {
+        /// Position in the receiver's log.
+        #[n(0)]
+        position: u64,
+    },
+    /// The site asks whether both hold the same.
+    #[n(5)]
+    Compare {
+        /// What the site has of central's log.
+        #[n(0)]
+        pulled: u64,
+        /// What central had acknowledged of the site's log.
+        #[n(1)]
+        pushed: u64,
+        /// What the site holds at these positions.
+        #[n(2)]
+        fingerprint: Fingerprint,
+    },
+    /// Central's answer.
+    #[n(6)]
+    Compared {
+        /// Position asked about, to match the question.
+        #[n(0)]
+        pulled: u64,
+        /// Whether both hold the same; absent if that cannot be said at these positions.
+        #[n(1)]
+        agrees: Option<bool>,
+    },
+    /// The sender is there.
+    #[n(7)]
+    Heartbeat {
+        /// Its clock.
+        #[n(0)]
+        clock: Timestamp,
+        /// What a site tells of itself; absent from central.
+        #[n(1)]
+        telemetry: Option<Telemetry>,
+    },
+}
+
+/// Codes of [`Message::Refuse`].
+pub mod refuse {
+    /// No common version.
+    pub const VERSION: u32 = 1;
+    /// The logs of both sides are not continuations of each other.
+    pub const FORK: u32 = 2;
+    /// The message breaks the protocol.
+    pub const PROTOCOL: u32 = 3;
+    /// The site in Hello is not the one in the certificate.
+    pub const IDENTITY: u32 = 4;
+    /// The peer's replica cannot go on, such as with a full disk.
+    pub const REPLICA: u32 = 5;
+}

@@ -1,0 +1,13 @@
+//! What central and a site say to each other.
+//!
+//! `message` has the messages, `frame` their encoding and limits, `version` how two programs of
+//! different age find a common tongue. Everything is CBOR maps with small integer keys: a field that the
+//! reader does not know is skipped, one that the writer did not know is absent.
+
+pub mod frame;
+pub mod message;
+pub mod version;
+
+pub use frame::{FrameError, MAX_FRAME, decode, encode};
+pub use message::{Cursor, Fingerprint, Item, Message, Rolling, Telemetry};
+pub use version::Versions;

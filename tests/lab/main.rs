@@ -1,0 +1,53 @@
+//! The real-network lab.
+//!
+//! Firmware, loaders and a kernel that nobody here wrote, booted under QEMU in an office made of network
+//! namespaces. Read `network` for the place, `machine` for who boots in it, `initramfs` and its `init.sh` for
+//! what a booted machine does, `disk` for what it boots afterwards; `dnsmasq`, `http` and `baseline` are the
+//! world without our product. A test reads like this:
+//!
+//!     let net = Net::new()?;
+//!     let dns = Dnsmasq::plain(&net)?;
+//!     let machine = Machine::bios("52:54:00:00:00:01").disk(&disk);
+//!     let mut run = machine.power_on(&net)?;
+//!     let first = run.wait_serial("HOLDFAST report", 120)?;
+//!
+//! It needs root and the Debian packages of `packages.txt`; without them tests fail and say so. Run it with
+//! `--test-threads=1`: two emulated machines beside each other on two cores measure each other.
+
+mod error;
+mod packages;
+mod process;
+
+mod network;
+
+mod dnsmasq;
+mod http;
+
+mod machine;
+
+mod cpio;
+mod initramfs;
+
+mod disk;
+
+mod baseline;
+mod rehearsal;
+
+use error::Result;
+use machine::Machine;
+
+#[test]
+fn baseline_bios() -> Result<()> {
+    print_seconds(&Machine::bios("52:54:00:00:00:01"))
+}
+
+#[test]
+fn baseline_uefi() -> Result<()> {
+    print_seconds(&Machine::uefi("52:54:00:00:00:02"))
+}
+
+fn print_seconds(machine: &Machine) -> Result<()> {
+    let first = baseline::boot(machine)?;
+    println!("seconds from power-on to first report: {:.1}", first.seconds);
+    Ok(())
+}
