@@ -1,1 +1,187 @@
-//! placeholder
+//! What one replica knows, on disk, and how it changes.
+//!
+//! [`Store`] is the door. `writer` owns the one writing connection: a command is a closure that runs in a
+//! transaction ([`Tx`]); several that wait are committed together, and nothing is answered before that.
+//! `documents`, `log`, `journal` and `peers` are what a transaction can do; `command` are the changes that
+//! people and machines ask for; `view` are the derived tables that everything reads; `replica` answers
+//! the replication engine; `blobs` holds content.
+//!
+//! Deliberately absent: sockets, HTTP, clocks and randomness. Instants and entropy come in as [`Given`].
+//! The API says nothing about SQLite, so that another engine can stand behind it.
+
+mod error;
+mod schema;
+mod writer;
+
+mod documents;
+mod log;
+mod journal;
+mod peers;
+mod scope;
+pub mod tokens;
+
+pub mod view;
+pub mod command;
+mod replica;
+
+pub mod blobs;
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+};
+
+pub use error::StoreError;
+pub use peers::Standing;
+pub use view::View;
+pub use writer::{Committed, Tx};
+
+use blobs::Blobs;
+use sync::{
+    document::Author,
+    document::register::Entropy,
+    id::{Incarnation, Origin},
+    time::Timestamp,
+};
+
+/// What the edge of the program gives to a command: when, by whom, and 32 random bytes.
+#[derive(Clone, Debug)]
+pub struct Given {
+    /// Own clock.
+    pub now: Timestamp,
+    /// Person, rule or program that acts.
+    pub by: String,
+    /// Bytes that were never used before.
+    pub entropy: [u8; 32],
+}
+
+/// How a store is opened.
+#[derive(Clone, Debug)]
+pub struct Opening {
+    /// Folder of the replica; made if it is not there.
+    pub folder: PathBuf,
+    /// Whose replica it is.
+    pub origin: Origin,
+    /// Instant and entropy, for a new incarnation.
+    pub given: Given,
+}
+
+/// One replica. Cheap to clone; all clones are the same store.
+#[derive(Clone)]
+pub struct Store {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    origin: Origin,
+    incarnation: Incarnation,
+    database: PathBuf,
+    writer: writer::Writer,
+    readers: Mutex<Vec<rusqlite::Connection>>,
+    blobs: Blobs,
+}
+
+impl Store {
+    /// Opens the replica in a folder, or makes it.
+    ///
+    /// A new incarnation begins when there is no database, or when the copy of the incarnation beside the
+    /// database disagrees with it: then one of the two was restored, orders are suspended until central or
+    /// a person confirms, and old actors are never used again.
+    ///
+    /// # Errors
+    /// `Newer` for a database of a newer program, `Foreign` for one of another replica, `Open`, `File` or
+    /// `Sql` when the disk does not do what it should. Nothing is changed then.
+    pub fn open(opening: &Opening) -> Result<Self, StoreError> {
+        let (writer, incarnation) = writer::Writer::open(opening)?;
+        Ok(Store {
+            inner: Arc::new(Inner {
+                origin: opening.origin,
+                incarnation,
+                database: writer::database(&opening.folder),
+                writer,
+                readers: Mutex::new(Vec::new()),
+                blobs: Blobs::open(opening.folder.join("blobs"))?,
+            }),
+        })
+    }
+
+    /// Whose replica this is.
+    pub fn origin(&self) -> Origin {
+        self.inner.origin
+    }
+
+    /// Life of the database, the actor of every change that is written here.
+    pub fn incarnation(&self) -> Incarnation {
+        self.inner.incarnation
+    }
+
+    /// Content.
+    pub fn blobs(&self) -> &Blobs {
+        &self.inner.blobs
+    }
+
+    /// File of the database.
+    pub fn database(&self) -> &Path {
+        &self.inner.database
+    }
+
+    /// Calls `watcher` after every commit in which a peer's log has grown.
+    pub fn watch(&self, watcher: impl Fn(&Committed) + Send + 'static) {
+        self.inner.writer.watch(Box::new(watcher));
+    }
+
+    /// Runs `command` in a transaction and hands its outcome to `done` after the commit, on the writer's
+    /// thread. An error rolls back what the command did and nothing else.
+    pub fn submit<T: Send + 'static>(
+        &self,
+        given: Given,
+        command: impl FnOnce(&mut Tx<'_>) -> Result<T, StoreError> + Send + 'static,
+        done: impl FnOnce(Result<T, StoreError>) + Send + 'static,
+    ) {
+        self.inner.writer.submit(given, command, done);
+    }
+
+    /// Runs `command` in a transaction and waits for its commit.
+    ///
+    /// # Errors
+    /// Those of the command; `Sql` or `Full` when the commit failed; nothing is changed then.
+    pub fn run<T: Send + 'static>(
+        &self,
+        given: Given,
+        command: impl FnOnce(&mut Tx<'_>) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (sender, receiver) = std::sync::mpsc::sync_channel(1);
+        self.submit(given, command, move |outcome| drop(sender.send(outcome)));
+        receiver.recv().unwrap_or(Err(StoreError::Closed))
+    }
+
+    /// Reads derived tables in one consistent snapshot.
+    ///
+    /// # Errors
+    /// Those of `read`, and `Sql` when the database cannot be read.
+    pub fn read<T>(&self, read: impl FnOnce(&View<'_>) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        let pooled = self.inner.readers.lock().map_err(|_| StoreError::Closed)?.pop();
+        let connection = match pooled {
+            Some(connection) => connection,
+            None => writer::reader(&self.inner.database)?,
+        };
+        connection.execute_batch("BEGIN")?;
+        let outcome = read(&View::new(&connection, self.inner.origin));
+        connection.execute_batch("COMMIT")?;
+        self.inner.readers.lock().map_err(|_| StoreError::Closed)?.push(connection);
+        outcome
+    }
+}
+
+impl Given {
+    fn author(&self, incarnation: Incarnation, site: Origin, at: sync::time::Hlc, policy_epoch: u64) -> Author {
+        Author {
+            incarnation,
+            site,
+            by: self.by.clone(),
+            at,
+            policy_epoch,
+            entropy: Entropy::new(self.entropy),
+        }
+    }
+}

@@ -16,5 +16,9 @@ pub mod policy;
 pub mod document;
 pub mod journal;
 
+pub mod ingress;
 pub mod wire;
 pub mod engine;
+
+#[cfg(feature = "quic")]
+pub mod quic;

@@ -53,6 +53,52 @@ impl serde::Serialize for Timestamp {
     }
 }
 
+impl std::str::FromStr for Timestamp {
+    type Err = crate::id::ParseIdError;
+
+    /// Reads exactly what [`Display`](fmt::Display) writes.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        parse(text).ok_or_else(|| crate::id::ParseIdError {
+            what: "time",
+            expected: "RFC 3339 in UTC with milliseconds, as in 2026-11-20T08:00:00.000Z",
+            text: text.chars().take(64).collect(),
+        })
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for Timestamp {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = <String as serde::Deserialize>::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+fn parse(text: &str) -> Option<Timestamp> {
+    let bytes = text.as_bytes();
+    let shape = b"0000-00-00T00:00:00.000Z";
+    let fits = |(byte, shape): (&u8, &u8)| if *shape == b'0' { byte.is_ascii_digit() } else { byte == shape };
+    if bytes.len() != shape.len() || !bytes.iter().zip(shape).all(fits) {
+        return None;
+    }
+    let number = |from: usize, to: usize| text[from..to].parse::<u64>().ok();
+    let (year, month, day) = (number(0, 4)?, number(5, 7)?, number(8, 10)?);
+    if year < 1970 || !(1..=12).contains(&month) || !(1..=31).contains(&day) {
+        return None;
+    }
+    let ms = ((number(11, 13)? * 60 + number(14, 16)?) * 60 + number(17, 19)?) * 1_000 + number(20, 23)?;
+    let found = Timestamp(days_from_civil(year, month, day) * 86_400_000 + ms);
+    // What does not print as it was read was no date: the 31st of June, the 25th hour.
+    (found.to_string() == text).then_some(found)
+}
+
+fn days_from_civil(year: u64, month: u64, day: u64) -> u64 {
+    let year = if month <= 2 { year - 1 } else { year };
+    let (era, year_of_era) = (year / 400, year % 400);
+    let month_from_march = (month + 9) % 12;
+    let day_of_year = (153 * month_from_march + 2) / 5 + day - 1;
+    era * 146_097 + year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year - 719_468
+}
+
 /// Gregorian date of a day number since 1970-01-01, counted in 400-year eras that begin in March, so
 /// that the leap day is the last of its year.
 fn civil_from_days(days: u64) -> (u64, u64, u64) {
@@ -171,10 +217,16 @@ mod tests {
 
     #[test]
     fn timestamps_print_as_rfc_3339() {
-        let check = |ms, text: &str| assert_eq!(Timestamp(ms).to_string(), text);
+        let check = |ms, text: &str| {
+            assert_eq!(Timestamp(ms).to_string(), text);
+            assert_eq!(text.parse(), Ok(Timestamp(ms)));
+        };
         check(0, "1970-01-01T00:00:00.000Z");
         check(951_782_400_000, "2000-02-29T00:00:00.000Z");
         check(1_795_219_199_999, "2026-11-20T23:59:59.999Z");
         check(4_107_542_400_000, "2100-03-01T00:00:00.000Z");
+        for wrong in ["2026-06-31T00:00:00.000Z", "2026-06-30T24:00:00.000Z", "2026-06-30", "é026-06-30T00:00:00.000Z"] {
+            assert!(wrong.parse::<Timestamp>().is_err(), "{wrong}");
+        }
     }
 }

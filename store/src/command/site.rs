@@ -1,0 +1,110 @@
+//! Sites at central: describing them and their settings.
+
+use std::collections::BTreeMap;
+
+use sync::{
+    document::site::{self, Effective, Identity, Setting, UnknownMachines},
+    id::{Origin, SiteId},
+    journal::Event,
+    policy::Autonomy,
+};
+
+use super::{refused, register_set, unknown};
+use crate::{StoreError, Tx, view::SiteRow};
+
+/// Settings that are to change; what is absent stays.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SettingsEdit {
+    /// How much the site may decide by itself.
+    pub autonomy: Option<Autonomy>,
+    /// What an unknown machine is given.
+    pub unknown_machines: Option<UnknownMachines>,
+    /// Whether boot requests are answered at all.
+    pub pxe_enabled: Option<bool>,
+    /// Seconds between heartbeats, `1..=300`.
+    pub heartbeat_s: Option<u64>,
+    /// Longest life of an order in seconds, `7_200..=259_200`.
+    pub order_max_s: Option<u64>,
+}
+
+/// Describes a new site.
+///
+/// # Errors
+/// `Refused` when the name is empty, too long or taken.
+pub fn create(tx: &mut Tx<'_>, name: &str, description: &str, location: &str) -> Result<SiteId, StoreError> {
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    if name.is_empty() || name.len() > 63 || !name.chars().all(plain) {
+        return refused(format!(
+            "`{name}` is no name for a site: use 1 to 63 of the letters a-z, digits and hyphens"
+        ));
+    }
+    if let Some(site) = tx.view().site_by_name(name)? {
+        return refused(format!("site {} is called `{name}` already", site.id));
+    }
+    let id: SiteId = tx.new_id()?.into();
+    let identity = Identity {
+        name: name.to_string(),
+        description: description.to_string(),
+        location: location.to_string(),
+        console_url: String::new(),
+        network_segments: BTreeMap::new(),
+    };
+    let effective = Effective { epoch: 1, ..Effective::default() };
+    tx.write(site::KIND, id.into(), |edit| {
+        edit.set(&site::identity(), &identity, "created");
+        edit.set(&site::membership(), &site::Membership { group: None }, "created");
+        edit.set(&site::effective(), &effective, "defaults");
+    })?;
+    tx.journal_for(id, Event::SiteCreated { site: id, name: name.to_string() })?;
+    Ok(id)
+}
+
+/// Changes own settings of a site and materialises the effective ones under the next epoch.
+///
+/// # Errors
+/// `Unknown` site; `Refused` when a value is out of its range.
+pub fn set(tx: &mut Tx<'_>, id: SiteId, edit: &SettingsEdit, why: &str) -> Result<SiteRow, StoreError> {
+    let row = tx.view().site(id)?.ok_or_else(|| unknown("site", id))?;
+    if edit.heartbeat_s.is_some_and(|s| !(1..=300).contains(&s)) {
+        return refused("`heartbeat_s` is 1 to 300 seconds");
+    }
+    if edit.order_max_s.is_some_and(|s| !(7_200..=259_200).contains(&s)) {
+        return refused("`order_max_s` is 7200 to 259200 seconds");
+    }
+    let before = row.effective;
+    let effective = Effective {
+        epoch: before.epoch + 1,
+        autonomy: edit.autonomy.unwrap_or(before.autonomy),
+        unknown_machines: edit.unknown_machines.unwrap_or(before.unknown_machines),
+        pxe_enabled: edit.pxe_enabled.unwrap_or(before.pxe_enabled),
+        heartbeat_s: edit.heartbeat_s.unwrap_or(before.heartbeat_s),
+        order_max_s: edit.order_max_s.unwrap_or(before.order_max_s),
+    };
+    let mut own: Vec<(&str, String)> = Vec::new();
+    own.extend(edit.autonomy.map(|value| ("autonomy", value.to_string())));
+    own.extend(edit.unknown_machines.map(|value| ("unknown_machines", value.to_string())));
+    own.extend(edit.pxe_enabled.map(|value| ("pxe_enabled", value.to_string())));
+    own.extend(edit.heartbeat_s.map(|value| ("heartbeat_s", value.to_string())));
+    own.extend(edit.order_max_s.map(|value| ("order_max_s", value.to_string())));
+    tx.write(site::KIND, id.into(), |edit| {
+        for (key, value) in &own {
+            edit.set(&site::setting(key), &Setting { value: value.clone() }, why);
+        }
+        edit.set(&site::effective(), &effective, why);
+    })?;
+    for (key, value) in own {
+        tx.journal_for(id, register_set(site::KIND, id, &format!("settings/{key}"), value))?;
+    }
+    tx.view().site(id)?.ok_or_else(|| unknown("site", id))
+}
+
+/// At a site: notes in the journal that another epoch is followed from here on, once.
+pub fn adopt_epoch(tx: &mut Tx<'_>, followed: u64) -> Result<u64, StoreError> {
+    let Origin::Site(_) = tx.origin() else { return Ok(followed) };
+    let epoch = tx.view().policy_epoch()?;
+    if epoch > followed {
+        tx.journal(Event::EpochAdopted { epoch })?;
+    }
+    Ok(epoch)
+}

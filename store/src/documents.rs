@@ -1,0 +1,353 @@
+//! Documents on disk: changes in the order of arrival, snapshots over them, heads beside them.
+
+use automerge::{Change, ChangeHash};
+use rusqlite::{OptionalExtension, params};
+use sync::{
+    document::{Document, Kind, register::Edit},
+    id::{DocumentId, Origin},
+    ingress::{self, Outcome, UnknownKeys},
+    journal::Event,
+};
+
+use crate::{StoreError, Tx, log::signed, scope, view};
+
+/// A document is compacted when this many changes follow its snapshot …
+const TAIL_CHANGES: i64 = 32;
+
+/// … or this many bytes.
+const TAIL_BYTES: i64 = 8 << 10;
+
+impl Tx<'_> {
+    /// Writes registers of a document in one change; a document that is not here begins with its genesis.
+    pub(crate) fn write(
+        &mut self,
+        kind: Kind,
+        id: DocumentId,
+        edit: impl FnOnce(&mut Edit<'_>),
+    ) -> Result<(), StoreError> {
+        let doc = self.ensure(kind, id)?;
+        self.open(doc, kind, id)?;
+        let mut author = self.author()?.clone();
+        let document = self.state.open.get_mut(&doc).expect("it was just opened");
+        let change = document.write(&mut author, edit);
+        self.author = Some(author);
+        self.touched.insert(doc);
+        if let Some(change) = change {
+            let change = self.insert_change(doc, &change, None)?;
+            self.finish(doc, kind, &[change])?;
+        }
+        Ok(())
+    }
+
+    /// Gives an open document to a reader, if it is here.
+    pub(crate) fn with_document<T>(
+        &mut self,
+        kind: Kind,
+        id: DocumentId,
+        read: impl FnOnce(&Document) -> T,
+    ) -> Result<Option<T>, StoreError> {
+        let Some(doc) = self.find(id)? else { return Ok(None) };
+        self.open(doc, kind, id)?;
+        Ok(self.state.open.get(&doc).map(read))
+    }
+
+    /// Takes a peer's changes of one document through ingress, in the order given. Returns how many
+    /// became part of the document, were parked, or were set aside.
+    pub(crate) fn admit(
+        &mut self,
+        kind: Kind,
+        id: DocumentId,
+        batch: &[Vec<u8>],
+        peer: Origin,
+    ) -> Result<Admitted, StoreError> {
+        let doc = self.ensure(kind, id)?;
+        if self.kind_of(doc)? != kind {
+            let mut admitted = Admitted::default();
+            for bytes in batch {
+                self.quarantine(kind, id, peer, bytes, "the document is of another kind")?;
+                admitted.rejected += 1;
+            }
+            return Ok(admitted);
+        }
+        let mut admitted = self.admit_once(doc, kind, id, batch, peer)?;
+        // What arrived may be what parked changes waited for.
+        while admitted.accepted > 0 {
+            let waiting = self.take_parked(id)?;
+            if waiting.is_empty() {
+                break;
+            }
+            let again = self.admit_once(doc, kind, id, &waiting, peer)?;
+            admitted.accepted += again.accepted;
+            admitted.rejected += again.rejected;
+            if again.accepted == 0 {
+                break;
+            }
+        }
+        Ok(admitted)
+    }
+
+    fn admit_once(
+        &mut self,
+        doc: i64,
+        kind: Kind,
+        id: DocumentId,
+        batch: &[Vec<u8>],
+        peer: Origin,
+    ) -> Result<Admitted, StoreError> {
+        self.open(doc, kind, id)?;
+        self.touched.insert(doc);
+        let unknown = match self.state.origin {
+            Origin::Central => UnknownKeys::Refuse,
+            // Central may run a newer program; what it adds is kept although it is not understood here.
+            Origin::Site(_) => UnknownKeys::Keep,
+        };
+        let document = self.state.open.get(&doc).expect("it was just opened");
+        let slices: Vec<&[u8]> = batch.iter().map(Vec::as_slice).collect();
+        let admission = ingress::admit(document, &slices, unknown);
+        if let Some(document) = admission.document {
+            self.state.open.insert(doc, document);
+        }
+        let mut admitted = Admitted::default();
+        let mut fresh = Vec::new();
+        for (bytes, outcome) in batch.iter().zip(admission.outcomes) {
+            match outcome {
+                Outcome::Accept(verified) => {
+                    fresh.push(self.insert_change(doc, &verified.change, Some(peer))?);
+                    admitted.accepted += 1;
+                    let at = sync::time::Hlc(verified.change.timestamp());
+                    let confirmed = match self.state.origin {
+                        Origin::Central => self.given.now,
+                        Origin::Site(_) => self.view().central_time()?.max(self.given.now),
+                    };
+                    self.state.clock.merge(at, confirmed);
+                }
+                Outcome::Duplicate => {}
+                Outcome::Park { .. } => {
+                    self.park(kind, id, bytes, peer)?;
+                    admitted.parked += 1;
+                }
+                Outcome::Reject(rejection) => {
+                    self.quarantine(kind, id, peer, bytes, &rejection.to_string())?;
+                    admitted.rejected += 1;
+                }
+            }
+        }
+        if !fresh.is_empty() {
+            self.finish(doc, kind, &fresh)?;
+        }
+        Ok(admitted)
+    }
+
+    /// Finds the row of a document, or makes it.
+    fn ensure(&mut self, kind: Kind, id: DocumentId) -> Result<i64, StoreError> {
+        if let Some(doc) = self.find(id)? {
+            return Ok(doc);
+        }
+        let document = Document::new(kind, id);
+        self.sql
+            .prepare_cached("INSERT INTO documents (id, kind, heads) VALUES (?1, ?2, ?3)")?
+            .execute(params![id.as_bytes(), kind.number(), joined(&document.heads())])?;
+        let doc = self.sql.last_insert_rowid();
+        self.state.open.insert(doc, document);
+        self.touched.insert(doc);
+        Ok(doc)
+    }
+
+    pub(crate) fn find(&self, id: DocumentId) -> Result<Option<i64>, StoreError> {
+        Ok(self
+            .sql
+            .prepare_cached("SELECT doc FROM documents WHERE id = ?1")?
+            .query_row([id.as_bytes()], |row| row.get(0))
+            .optional()?)
+    }
+
+    fn kind_of(&self, doc: i64) -> Result<Kind, StoreError> {
+        let number: u8 = self
+            .sql
+            .prepare_cached("SELECT kind FROM documents WHERE doc = ?1")?
+            .query_row([doc], |row| row.get(0))?;
+        Kind::from_number(number)
+            .ok_or(StoreError::Malformed { what: "kind of a document", why: number.to_string() })
+    }
+
+    fn open(&mut self, doc: i64, kind: Kind, id: DocumentId) -> Result<(), StoreError> {
+        self.state.note_use(doc);
+        if !self.state.open.contains_key(&doc) {
+            let document = load(self.sql, doc, kind, id)?;
+            self.state.open.insert(doc, document);
+        }
+        Ok(())
+    }
+
+    fn insert_change(&self, doc: i64, change: &Change, source: Option<Origin>) -> Result<i64, StoreError> {
+        self.sql
+            .prepare_cached("INSERT INTO changes (doc, hash, source, bytes) VALUES (?1, ?2, ?3, ?4)")?
+            .execute(params![doc, change.hash().0, source.map(|peer| peer.to_string()), change.raw_bytes()])?;
+        Ok(self.sql.last_insert_rowid())
+    }
+
+    /// Everything that follows from new changes of a document, in the same transaction: heads, derived
+    /// rows, scope and logs, compaction.
+    fn finish(&mut self, doc: i64, kind: Kind, changes: &[i64]) -> Result<(), StoreError> {
+        let document = self.state.open.get(&doc).expect("the document was written").clone();
+        let by = self.given.by.clone();
+        self.sql
+            .prepare_cached(
+                "UPDATE documents SET heads = ?2, changes = changes + ?3, modified_at = ?4, modified_by = ?5
+                 WHERE doc = ?1",
+            )?
+            .execute(params![
+                doc,
+                joined(&document.heads()),
+                signed(changes.len() as u64),
+                signed(self.given.now.0),
+                by
+            ])?;
+        view::refresh(self.sql, doc, &document)?;
+        scope::spread(self, doc, kind, &document, changes)?;
+        self.compact(doc, &document)
+    }
+
+    fn compact(&self, doc: i64, document: &Document) -> Result<(), StoreError> {
+        let (tail, bytes, last): (i64, i64, i64) = self
+            .sql
+            .prepare_cached(
+                "SELECT count(*), ifnull(sum(length(bytes)), 0), ifnull(max(change), 0) FROM changes
+                 WHERE doc = ?1 AND change > ifnull((SELECT upto FROM snapshots WHERE doc = ?1), 0)",
+            )?
+            .query_row([doc], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+        if tail < TAIL_CHANGES && bytes < TAIL_BYTES {
+            return Ok(());
+        }
+        self.sql
+            .prepare_cached(
+                "INSERT INTO snapshots (doc, upto, bytes) VALUES (?1, ?2, ?3)
+                 ON CONFLICT (doc) DO UPDATE SET upto = ?2, bytes = ?3",
+            )?
+            .execute(params![doc, last, document.save()])?;
+        self.sql
+            .prepare_cached("UPDATE changes SET bytes = NULL WHERE doc = ?1 AND change <= ?2")?
+            .execute(params![doc, last])?;
+        Ok(())
+    }
+
+    fn park(&self, kind: Kind, id: DocumentId, bytes: &[u8], peer: Origin) -> Result<(), StoreError> {
+        let hash = ingress::parse(bytes).map(|parsed| parsed.hash()).map_err(|rejection| {
+            StoreError::Malformed { what: "a change that was to be parked", why: rejection.to_string() }
+        })?;
+        self.sql
+            .prepare_cached(
+                "INSERT OR IGNORE INTO parked (id, kind, hash, source, bytes) VALUES (?1, ?2, ?3, ?4, ?5)",
+            )?
+            .execute(params![
+                id.as_bytes(),
+                kind.number(),
+                hash.0,
+                peer.to_string(),
+                bytes
+            ])?;
+        Ok(())
+    }
+
+    fn take_parked(&self, id: DocumentId) -> Result<Vec<Vec<u8>>, StoreError> {
+        let waiting = self
+            .sql
+            .prepare_cached("SELECT bytes FROM parked WHERE id = ?1 ORDER BY rowid")?
+            .query_map([id.as_bytes()], |row| row.get(0))?
+            .collect::<Result<_, _>>()?;
+        self.sql.prepare_cached("DELETE FROM parked WHERE id = ?1")?.execute([id.as_bytes()])?;
+        Ok(waiting)
+    }
+
+    pub(crate) fn quarantine(
+        &mut self,
+        kind: Kind,
+        id: DocumentId,
+        peer: Origin,
+        bytes: &[u8],
+        reason: &str,
+    ) -> Result<(), StoreError> {
+        self.sql
+            .prepare_cached(
+                "INSERT INTO quarantine (peer, kind, id, at, reason, bytes) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            )?
+            .execute(params![
+                peer.to_string(),
+                kind.number(),
+                id.as_bytes(),
+                signed(self.given.now.0),
+                reason,
+                bytes
+            ])?;
+        let reason = reason.to_string();
+        self.journal(Event::ChangeQuarantined { kind: kind.to_string(), document: id, reason })
+    }
+}
+
+/// What became of a batch of changes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Admitted {
+    pub(crate) accepted: usize,
+    pub(crate) parked: usize,
+    pub(crate) rejected: usize,
+}
+
+/// Sorted heads as one value.
+pub(crate) fn joined(heads: &[ChangeHash]) -> Vec<u8> {
+    heads.iter().flat_map(|hash| hash.0).collect()
+}
+
+/// Opens a stored document: its snapshot, or its genesis, and the changes that follow.
+pub(crate) fn load(
+    sql: &rusqlite::Connection,
+    doc: i64,
+    kind: Kind,
+    id: DocumentId,
+) -> Result<Document, StoreError> {
+    let snapshot: Option<(i64, Vec<u8>)> = sql
+        .prepare_cached("SELECT upto, bytes FROM snapshots WHERE doc = ?1")?
+        .query_row([doc], |row| Ok((row.get(0)?, row.get(1)?)))
+        .optional()?;
+    let (upto, mut document) = match snapshot {
+        Some((upto, bytes)) => (upto, Document::load(kind, id, &bytes)?),
+        None => (0, Document::new(kind, id)),
+    };
+    let mut tail = sql.prepare_cached("SELECT bytes FROM changes WHERE doc = ?1 AND change > ?2 ORDER BY change")?;
+    let mut rows = tail.query(params![doc, upto])?;
+    while let Some(row) = rows.next()? {
+        let bytes: Vec<u8> = row.get(0)?;
+        let change = Change::try_from(bytes.as_slice()).map_err(|error| StoreError::Malformed {
+            what: "stored change",
+            why: error.to_string(),
+        })?;
+        document.apply(change)?;
+    }
+    Ok(document)
+}
+
+/// Bytes of a stored change, from its document where a snapshot covers it.
+pub(crate) fn change_bytes(tx: &mut Tx<'_>, change: i64) -> Result<(u8, DocumentId, Vec<u8>), StoreError> {
+    let (doc, hash, bytes, kind, id): (i64, [u8; 32], Option<Vec<u8>>, u8, [u8; 16]) = tx
+        .sql
+        .prepare_cached(
+            "SELECT changes.doc, hash, bytes, kind, id FROM changes
+             JOIN documents ON documents.doc = changes.doc WHERE change = ?1",
+        )?
+        .query_row([change], |row| {
+            Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?))
+        })?;
+    let id = DocumentId(id);
+    if let Some(bytes) = bytes {
+        return Ok((kind, id, bytes));
+    }
+    let malformed = |why: &str| StoreError::Malformed { what: "stored change", why: why.to_string() };
+    let known = Kind::from_number(kind).ok_or_else(|| malformed("unknown kind"))?;
+    tx.open(doc, known, id)?;
+    let found = tx.state.open.get(&doc).and_then(|document| {
+        automerge::ReadDoc::get_change_by_hash(document.automerge(), &ChangeHash(hash))
+    });
+    match found {
+        Some(change) => Ok((kind, id, change.raw_bytes().to_vec())),
+        None => Err(malformed("the snapshot that covers it does not hold it")),
+    }
+}

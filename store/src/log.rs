@@ -1,0 +1,160 @@
+//! What each peer is told: one log per direction, one order.
+//!
+//! A row points at a change or a journal entry; its bytes are put together when it is read. The rolling
+//! hash and the fingerprint up to a position are kept with the row, so that any position can be compared
+//! in constant time.
+
+use rusqlite::{OptionalExtension, params};
+use sync::{
+    id::Origin,
+    wire::{Cursor, Fingerprint, Item, Rolling},
+};
+
+use crate::{StoreError, Tx, documents};
+
+/// What a log says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Row {
+    Change(i64),
+    Entry(i64),
+}
+
+/// A position of a log with everything that is kept with it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Mark {
+    pub(crate) cursor: Cursor,
+    pub(crate) fingerprint: Fingerprint,
+}
+
+impl Tx<'_> {
+    /// Appends to the log for `peer`.
+    pub(crate) fn tell(&mut self, peer: Origin, row: Row) -> Result<(), StoreError> {
+        let last = mark(self.sql, peer, None)?.unwrap_or_default();
+        let bytes = self.item_bytes(row)?;
+        let mut next = Mark {
+            cursor: Cursor {
+                position: last.cursor.position + 1,
+                rolling: last.cursor.rolling.over(&bytes),
+            },
+            fingerprint: last.fingerprint,
+        };
+        let (change, entry) = match row {
+            Row::Change(change) => {
+                next.fingerprint.add(&change_hash(self.sql, change)?);
+                (Some(change), None)
+            }
+            Row::Entry(entry) => (None, Some(entry)),
+        };
+        self.sql
+            .prepare_cached(
+                "INSERT INTO log (peer, position, change, entry, rolling, changes, sum)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+            )?
+            .execute(params![
+                peer.to_string(),
+                signed(next.cursor.position),
+                change,
+                entry,
+                next.cursor.rolling.0,
+                signed(next.fingerprint.changes),
+                next.fingerprint.sum.to_be_bytes(),
+            ])?;
+        self.grown.insert(peer, next.cursor.position);
+        Ok(())
+    }
+
+    /// Reads the log for `peer` from a position, at least one item and then as many as fit.
+    pub(crate) fn read_log(
+        &mut self,
+        peer: Origin,
+        from: u64,
+        max_bytes: usize,
+    ) -> Result<Vec<Vec<u8>>, StoreError> {
+        let rows: Vec<Row> = {
+            let mut statement = self.sql.prepare_cached(
+                "SELECT change, entry FROM log WHERE peer = ?1 AND position >= ?2 ORDER BY position LIMIT 1024",
+            )?;
+            let rows = statement.query_map(params![peer.to_string(), signed(from)], |row| {
+                Ok(match (row.get(0)?, row.get(1)?) {
+                    (Some(change), _) => Row::Change(change),
+                    (None, entry) => Row::Entry(entry),
+                })
+            })?;
+            rows.collect::<Result<_, _>>()?
+        };
+        let mut items = Vec::new();
+        let mut bytes = 0;
+        for row in rows {
+            let item = self.item_bytes(row)?;
+            bytes += item.len();
+            if bytes > max_bytes && !items.is_empty() {
+                break;
+            }
+            items.push(item);
+        }
+        Ok(items)
+    }
+
+    fn item_bytes(&mut self, row: Row) -> Result<Vec<u8>, StoreError> {
+        Ok(match row {
+            Row::Change(change) => {
+                let (kind, document, bytes) = documents::change_bytes(self, change)?;
+                Item::change(kind, document, bytes).to_bytes()
+            }
+            Row::Entry(entry) => {
+                let bytes = self
+                    .sql
+                    .prepare_cached("SELECT bytes FROM journal WHERE entry = ?1")?
+                    .query_row([entry], |row| row.get(0))?;
+                Item::entry(bytes).to_bytes()
+            }
+        })
+    }
+}
+
+/// The log for `peer` at a position, or at its end. Position 0 is before the first item.
+pub(crate) fn mark(
+    sql: &rusqlite::Connection,
+    peer: Origin,
+    position: Option<u64>,
+) -> Result<Option<Mark>, StoreError> {
+    if position == Some(0) {
+        return Ok(Some(Mark::default()));
+    }
+    let mut statement = sql.prepare_cached(
+        "SELECT position, rolling, changes, sum FROM log
+         WHERE peer = ?1 AND (?2 IS NULL OR position = ?2) ORDER BY position DESC LIMIT 1",
+    )?;
+    let found = statement
+        .query_row(params![peer.to_string(), position.map(signed)], |row| {
+            Ok(Mark {
+                cursor: Cursor {
+                    position: row.get::<_, i64>(0)?.unsigned_abs(),
+                    rolling: Rolling(row.get(1)?),
+                },
+                fingerprint: Fingerprint {
+                    changes: row.get::<_, i64>(2)?.unsigned_abs(),
+                    sum: u128::from_be_bytes(row.get(3)?),
+                    heads: None,
+                },
+            })
+        })
+        .optional()?;
+    Ok(found)
+}
+
+/// Last position of the log for `peer`, 0 if it is empty.
+pub(crate) fn end(sql: &rusqlite::Connection, peer: Origin) -> Result<u64, StoreError> {
+    Ok(mark(sql, peer, None)?.map_or(0, |mark| mark.cursor.position))
+}
+
+fn change_hash(sql: &rusqlite::Connection, change: i64) -> Result<[u8; 32], StoreError> {
+    Ok(sql
+        .prepare_cached("SELECT hash FROM changes WHERE change = ?1")?
+        .query_row([change], |row| row.get(0))?)
+}
+
+/// SQLite has signed numbers only; positions stay far below the difference.
+pub(crate) fn signed(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}

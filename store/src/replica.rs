@@ -1,0 +1,110 @@
+//! Answers what the replication engine asks of the replica.
+//!
+//! Everything goes through the writer's queue, in the order asked: so an answer always speaks of what is
+//! committed, and an acknowledgement can only leave after it.
+
+use sync::{
+    engine::{Input, Output},
+    id::Origin,
+    wire::message::refuse,
+};
+
+use crate::{Given, Store, StoreError, Tx};
+
+impl Store {
+    /// Does what `output` asks of the replica and hands the answer, if there is one, to `reply`.
+    ///
+    /// Outputs for the transport do nothing here; notices are kept where the status shows them.
+    pub fn answer(&self, output: Output, given: Given, reply: impl FnOnce(Input) + Send + 'static) {
+        if let Output::Dial | Output::Send { .. } | Output::Close { .. } = output {
+            return;
+        }
+        let asked = output.clone();
+        self.submit(
+            given,
+            move |tx| perform(tx, output),
+            move |outcome| match outcome {
+                Ok(Some(input)) => reply(input),
+                Ok(None) => {}
+                Err(error) => {
+                    let mut text = error.to_string();
+                    let mut source = std::error::Error::source(&error);
+                    while let Some(cause) = source {
+                        text = format!("{text}: {cause}");
+                        source = cause.source();
+                    }
+                    tracing::error!(error = %text, "the replica could not answer the session");
+                    if let Output::Open { connection, .. }
+                    | Output::Locate { connection, .. }
+                    | Output::Read { connection, .. }
+                    | Output::Ingest { connection, .. }
+                    | Output::TakeFingerprint { connection, .. }
+                    | Output::Compare { connection, .. } = asked
+                    {
+                        reply(Input::IngestFailed { connection, reason: text });
+                    }
+                }
+            },
+        );
+    }
+}
+
+impl Store {
+    /// Does the same and waits for it: for worlds in which one thread is everybody.
+    ///
+    /// # Errors
+    /// What kept the replica from answering.
+    pub fn answer_now(&self, output: Output, given: Given) -> Result<Option<Input>, StoreError> {
+        self.run(given, move |tx| perform(tx, output))
+    }
+}
+
+fn perform(tx: &mut Tx<'_>, output: Output) -> Result<Option<Input>, StoreError> {
+    Ok(match output {
+        Output::Dial | Output::Send { .. } | Output::Close { .. } => None,
+        Output::Open { connection, peer, claim } => {
+            let standing = Box::new(tx.standing(peer, claim)?);
+            Some(Input::Opened { connection, standing })
+        }
+        Output::Locate { connection, peer, position } => {
+            Some(Input::Located { connection, cursor: tx.locate(peer, position)? })
+        }
+        Output::Read { connection, peer, from, max_bytes } => {
+            Some(Input::Read { connection, from, items: tx.read_log_for(peer, from, max_bytes)? })
+        }
+        Output::Ingest { connection, peer, from, items } => {
+            Some(Input::Ingested { connection, cursor: tx.ingest(peer, from, &items)? })
+        }
+        Output::Acknowledged { peer, position } => {
+            tx.acknowledge(peer, position)?;
+            None
+        }
+        Output::TakeFingerprint { connection, pulled, pushed } => Some(Input::Fingerprinted {
+            connection,
+            pulled,
+            pushed,
+            fingerprint: tx.fingerprint(Origin::Central, pushed)?,
+        }),
+        Output::Compare { connection, peer, pulled, pushed, fingerprint } => {
+            let agrees = tx.compare(peer, pulled, pushed, &fingerprint)?;
+            Some(Input::Compared { connection, pulled, agrees })
+        }
+        Output::Up { peer, clock } => {
+            tx.heard(peer, clock, None)?;
+            None
+        }
+        Output::Heard { peer, clock, telemetry } => {
+            tx.heard(peer, clock, telemetry.as_ref())?;
+            None
+        }
+        Output::Agreement { peer, agrees, .. } => {
+            tx.set_agreement(peer, agrees)?;
+            None
+        }
+        Output::Refused { peer, code, reason } => {
+            tx.refused(peer, code == refuse::FORK, &reason)?;
+            None
+        }
+        Output::Down { .. } => None,
+    })
+}

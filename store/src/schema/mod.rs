@@ -1,0 +1,34 @@
+//! The tables, and how an older database becomes a newer one.
+//!
+//! `PRAGMA user_version` counts the steps that were taken. A database that has taken more steps than this
+//! program knows is refused, untouched: a newer program has data in it that we would not keep.
+
+use rusqlite::{Connection, TransactionBehavior};
+
+use crate::StoreError;
+
+/// One step per version, in order; a step that was released is never changed.
+const STEPS: &[&str] = &[include_str!("v1.sql")];
+
+/// Number of steps this program knows.
+pub(crate) fn version() -> i64 {
+    i64::try_from(STEPS.len()).expect("few steps")
+}
+
+/// Sets a connection up and brings the database to this program's version.
+pub(crate) fn prepare(connection: &mut Connection) -> Result<(), StoreError> {
+    let found: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    if found > version() {
+        return Err(StoreError::Newer { found, known: version() });
+    }
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    // Branch offices lose power: NORMAL would lose the last commits, which were acknowledged already.
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    for (number, step) in (1..).zip(STEPS).skip(usize::try_from(found).unwrap_or(0)) {
+        transaction.execute_batch(step)?;
+        transaction.pragma_update(None, "user_version", number)?;
+    }
+    transaction.commit()?;
+    Ok(())
+}

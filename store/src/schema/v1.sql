@@ -1,0 +1,86 @@
+-- Version 1. Rowid tables with integer document keys throughout: WITHOUT ROWID tables with wide keys were
+-- three times larger and six times slower (docs/performance.md).
+
+-- Single values: origin, incarnation, clock, central_time, views, suspended.
+CREATE TABLE meta (key TEXT NOT NULL UNIQUE, value BLOB NOT NULL) STRICT;
+
+-- One row per replicated document. `heads` are the sorted hashes, 32 bytes each.
+CREATE TABLE documents (
+    doc INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE, kind INTEGER NOT NULL, heads BLOB NOT NULL,
+    changes INTEGER NOT NULL DEFAULT 0, modified_at INTEGER NOT NULL DEFAULT 0, modified_by TEXT NOT NULL DEFAULT ''
+) STRICT;
+-- State of a document up to and including change `upto`.
+CREATE TABLE snapshots (doc INTEGER PRIMARY KEY, upto INTEGER NOT NULL, bytes BLOB NOT NULL) STRICT;
+-- Every change but the genesis, in the order of arrival. `bytes` is absent once a snapshot covers it.
+-- `source` is the peer that delivered it, absent for our own.
+CREATE TABLE changes (
+    change INTEGER PRIMARY KEY, doc INTEGER NOT NULL, hash BLOB NOT NULL UNIQUE, source TEXT, bytes BLOB
+) STRICT;
+CREATE INDEX changes_by_document ON changes (doc, change);
+-- Changes whose dependencies have not arrived. Never evicted.
+CREATE TABLE parked (
+    id BLOB NOT NULL, kind INTEGER NOT NULL, hash BLOB NOT NULL UNIQUE, source TEXT NOT NULL, bytes BLOB NOT NULL
+) STRICT;
+CREATE INDEX parked_by_document ON parked (id);
+-- Bytes of a peer that did not pass ingress.
+CREATE TABLE quarantine (
+    item INTEGER PRIMARY KEY, peer TEXT NOT NULL, kind INTEGER NOT NULL, id BLOB NOT NULL, at INTEGER NOT NULL,
+    reason TEXT NOT NULL, bytes BLOB NOT NULL
+) STRICT;
+
+CREATE TABLE journal (
+    entry INTEGER PRIMARY KEY, stream TEXT NOT NULL, incarnation BLOB NOT NULL, seq INTEGER NOT NULL,
+    hash BLOB NOT NULL, bytes BLOB NOT NULL, UNIQUE (stream, incarnation, seq)
+) STRICT;
+
+-- What a peer is told, in order. Exactly one of `change` and `entry` is present. `changes` and `sum` are
+-- the fingerprint over the changes up to this position.
+CREATE TABLE log (
+    item INTEGER PRIMARY KEY, peer TEXT NOT NULL, position INTEGER NOT NULL, change INTEGER, entry INTEGER,
+    rolling BLOB NOT NULL, changes INTEGER NOT NULL, sum BLOB NOT NULL, UNIQUE (peer, position)
+) STRICT;
+CREATE TABLE peers (
+    peer TEXT NOT NULL UNIQUE,
+    pulled INTEGER NOT NULL DEFAULT 0, pulled_rolling BLOB NOT NULL DEFAULT (zeroblob(16)),
+    received INTEGER NOT NULL DEFAULT 0, received_sum BLOB NOT NULL DEFAULT (zeroblob(16)),
+    acknowledged INTEGER NOT NULL DEFAULT 0,
+    heard_at INTEGER, clock INTEGER, telemetry BLOB, refused TEXT,
+    agrees INTEGER, compared_at INTEGER
+) STRICT;
+-- At central: which documents a site is told about.
+CREATE TABLE scope (peer TEXT NOT NULL, doc INTEGER NOT NULL, UNIQUE (peer, doc)) STRICT;
+-- At central: enrolment tokens by the digest of their secret.
+CREATE TABLE tokens (
+    hash BLOB NOT NULL UNIQUE, site BLOB NOT NULL, name TEXT NOT NULL, created_at INTEGER NOT NULL,
+    expires_at INTEGER NOT NULL, spent_at INTEGER, spent_by BLOB
+) STRICT;
+
+-- At a site: machines' reports that were answered, with the answer, so that a repeated one is answered alike.
+CREATE TABLE reports (report BLOB NOT NULL UNIQUE, node BLOB NOT NULL, at INTEGER NOT NULL, status INTEGER NOT NULL, answer TEXT NOT NULL) STRICT;
+-- At a site: the newest boot answer per machine, so that repeated ones are counted and not journalled again.
+CREATE TABLE boots (
+    mac BLOB NOT NULL UNIQUE, answer TEXT NOT NULL, reason TEXT NOT NULL, first_at INTEGER NOT NULL,
+    last_at INTEGER NOT NULL, count INTEGER NOT NULL
+) STRICT;
+-- Overwritten, never replicated: how far an attempt has come, and how often its consumed order was taken up again.
+CREATE TABLE progress (task BLOB NOT NULL UNIQUE, attempt INTEGER NOT NULL, percent INTEGER NOT NULL, boots INTEGER NOT NULL, at INTEGER NOT NULL) STRICT;
+
+-- Derived from the documents; dropped and made again when `view::VERSION` changes.
+CREATE TABLE view_sites (
+    doc INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE, name TEXT NOT NULL, body TEXT NOT NULL
+) STRICT;
+CREATE TABLE view_nodes (
+    doc INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE, home BLOB, body TEXT NOT NULL
+) STRICT;
+CREATE INDEX view_nodes_by_home ON view_nodes (home);
+CREATE TABLE view_macs (mac BLOB NOT NULL UNIQUE, doc INTEGER NOT NULL) STRICT;
+CREATE INDEX view_macs_by_document ON view_macs (doc);
+CREATE TABLE view_tasks (
+    doc INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE, node BLOB NOT NULL, site BLOB NOT NULL, state TEXT NOT NULL,
+    body TEXT NOT NULL
+) STRICT;
+CREATE INDEX view_tasks_by_node ON view_tasks (node);
+CREATE INDEX view_tasks_by_site ON view_tasks (site, state);
+CREATE TABLE view_workflows (
+    doc INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE, name TEXT NOT NULL, body TEXT NOT NULL
+) STRICT;

@@ -1,0 +1,74 @@
+//! The journal, as people read it.
+
+use rusqlite::params;
+use serde::Serialize;
+use sync::{
+    id::{Incarnation, SiteId},
+    journal::{Event, Stream, chain},
+    time::Timestamp,
+};
+
+use super::View;
+use crate::{StoreError, log::signed};
+
+/// One entry.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct JournalRow {
+    /// Number in this replica, for paging.
+    pub entry: u64,
+    /// Stream that it is part of.
+    pub stream: String,
+    /// Life of the database that wrote it.
+    pub incarnation: Incarnation,
+    /// Number within its chain.
+    pub seq: u64,
+    /// When, by the writer's clock.
+    pub at: Timestamp,
+    /// Person, rule or program that made it happen.
+    pub by: String,
+    /// Settings epoch that it was decided under.
+    pub policy_epoch: u64,
+    /// The fact; absent if a newer program wrote it.
+    #[serde(flatten)]
+    pub event: Option<Event>,
+}
+
+/// Which entries are wanted.
+#[derive(Clone, Debug, Default)]
+pub struct JournalFilter {
+    /// Only the stream of this site.
+    pub site: Option<SiteId>,
+    /// Only those after this one.
+    pub after: u64,
+    /// At most so many; 0: all.
+    pub limit: u64,
+}
+
+impl View<'_> {
+    /// Entries in the order in which this replica got them, which keeps each chain's own order.
+    pub fn journal(&self, filter: &JournalFilter) -> Result<Vec<JournalRow>, StoreError> {
+        let limit = if filter.limit == 0 { -1 } else { signed(filter.limit) };
+        let stream = filter.site.map(|site| Stream::Site(site).to_string());
+        let mut statement = self.sql.prepare_cached(
+            "SELECT entry, bytes FROM journal WHERE (?1 IS NULL OR stream = ?1) AND entry > ?2
+             ORDER BY entry LIMIT ?3",
+        )?;
+        let mut rows = statement.query(params![stream, signed(filter.after), limit])?;
+        let mut found = Vec::new();
+        while let Some(row) = rows.next()? {
+            let bytes: Vec<u8> = row.get(1)?;
+            let entry = chain::decode(&bytes)?;
+            found.push(JournalRow {
+                entry: row.get::<_, i64>(0)?.unsigned_abs(),
+                stream: entry.stream.to_string(),
+                incarnation: entry.incarnation,
+                seq: entry.seq,
+                at: entry.at.timestamp(),
+                by: entry.by,
+                policy_epoch: entry.policy_epoch,
+                event: entry.event,
+            });
+        }
+        Ok(found)
+    }
+}

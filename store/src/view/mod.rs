@@ -1,0 +1,128 @@
+//! Derived tables: what everybody reads.
+//!
+//! Each kind of document has one, kept in the same transaction as the document and made again from the
+//! documents whenever [`VERSION`] differs from the one that made it. A row's body is JSON in the shape
+//! that REST shows. `sites`, `nodes`, `tasks` and `workflows` are the kinds; `journal` reads the streams,
+//! `status` the standing towards peers.
+
+mod journal;
+mod nodes;
+mod sites;
+mod status;
+mod tasks;
+mod workflows;
+
+use std::collections::BTreeMap;
+
+use rusqlite::Connection;
+use sync::{
+    document::{Document, Kind},
+    id::{DocumentId, Origin},
+    time::Timestamp,
+};
+
+use crate::{StoreError, documents, writer};
+
+pub use journal::{JournalFilter, JournalRow};
+pub use nodes::{NodeFilter, NodeRow};
+pub use sites::SiteRow;
+pub use status::{BootRow, PeerRow, ProgressRow, QuarantineRow};
+pub use tasks::{TaskFilter, TaskRow};
+pub use workflows::{VersionRow, WorkflowRow};
+
+/// Version of the derived tables.
+pub(crate) const VERSION: i64 = 1;
+
+/// Reads derived tables, as they are in one snapshot or transaction.
+pub struct View<'c> {
+    pub(crate) sql: &'c Connection,
+    origin: Origin,
+}
+
+impl<'c> View<'c> {
+    pub(crate) fn new(sql: &'c Connection, origin: Origin) -> Self {
+        View { sql, origin }
+    }
+
+    /// Whose replica this is.
+    pub fn origin(&self) -> Origin {
+        self.origin
+    }
+
+    /// Settings epoch that is followed here: that of the site's effective settings, 0 before there are
+    /// any and always at central.
+    pub fn policy_epoch(&self) -> Result<u64, StoreError> {
+        match self.origin {
+            Origin::Central => Ok(0),
+            Origin::Site(site) => Ok(self.site(site)?.map_or(0, |row| row.effective.epoch)),
+        }
+    }
+
+    /// Highest time that central confirmed to this site.
+    pub fn central_time(&self) -> Result<Timestamp, StoreError> {
+        let bytes = writer::meta(self.sql, "central_time")?;
+        Ok(Timestamp(bytes.and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_be_bytes)))
+    }
+
+    /// Why this replica follows no orders at the moment, if it does not.
+    pub fn suspended(&self) -> Result<Option<String>, StoreError> {
+        Ok(writer::meta(self.sql, "suspended")?.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
+    }
+
+    /// Number of documents by kind.
+    pub fn documents(&self) -> Result<BTreeMap<String, u64>, StoreError> {
+        let mut statement = self.sql.prepare_cached("SELECT kind, count(*) FROM documents GROUP BY kind")?;
+        let rows = statement.query_map([], |row| Ok((row.get::<_, u8>(0)?, row.get::<_, i64>(1)?)))?;
+        let mut counts = BTreeMap::new();
+        for row in rows {
+            let (kind, count) = row?;
+            let kind = Kind::from_number(kind).map_or_else(|| format!("kind {kind}"), |kind| kind.to_string());
+            counts.insert(kind, count.unsigned_abs());
+        }
+        Ok(counts)
+    }
+}
+
+/// Writes the derived rows of one document.
+pub(crate) fn refresh(sql: &Connection, doc: i64, document: &Document) -> Result<(), StoreError> {
+    match document.kind() {
+        Kind::Site => sites::refresh(sql, doc, document),
+        Kind::Group => Ok(()),
+        Kind::Node => nodes::refresh(sql, doc, document),
+        Kind::Workflow => workflows::refresh(sql, doc, document),
+        Kind::Task => tasks::refresh(sql, doc, document),
+    }
+}
+
+/// Drops all derived rows and makes them again from the documents.
+pub(crate) fn rebuild(sql: &Connection) -> Result<(), StoreError> {
+    sql.execute_batch(
+        "DELETE FROM view_sites; DELETE FROM view_nodes; DELETE FROM view_macs; DELETE FROM view_tasks;
+         DELETE FROM view_workflows;",
+    )?;
+    let mut statement = sql.prepare("SELECT doc, kind, id FROM documents WHERE changes > 0 ORDER BY doc")?;
+    let rows: Vec<(i64, u8, [u8; 16])> = statement
+        .query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?
+        .collect::<Result<_, _>>()?;
+    for (doc, kind, id) in rows {
+        // A kind of a newer program is kept and not understood.
+        if let Some(kind) = Kind::from_number(kind) {
+            let document = documents::load(sql, doc, kind, DocumentId(id))?;
+            refresh(sql, doc, &document)?;
+        }
+    }
+    Ok(())
+}
+
+fn bodies<T: serde::de::DeserializeOwned>(
+    mut statement: rusqlite::CachedStatement<'_>,
+    params: impl rusqlite::Params,
+) -> Result<Vec<T>, StoreError> {
+    let mut rows = statement.query(params)?;
+    let mut found = Vec::new();
+    while let Some(row) = rows.next()? {
+        let body: String = row.get(0)?;
+        found.push(serde_json::from_str(&body)?);
+    }
+    Ok(found)
+}

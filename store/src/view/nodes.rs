@@ -1,0 +1,153 @@
+//! Nodes, found by id, MAC address or home.
+
+use std::collections::BTreeMap;
+
+use rusqlite::{Connection, params};
+use serde::{Deserialize, Serialize};
+use sync::{
+    document::{Document, contested, node},
+    id::{MacAddr, NodeId, Nonce, SiteId, TaskId, WorkflowId},
+    policy::{NodeState, Phase, Wanted, lifecycle},
+};
+
+use super::{View, bodies};
+use crate::{StoreError, log::signed};
+
+/// One node as it is in force here.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeRow {
+    /// The node.
+    pub id: NodeId,
+    /// Its MAC addresses.
+    pub macs: Vec<MacAddr>,
+    /// Home site.
+    pub home: Option<SiteId>,
+    /// Number of moves.
+    pub home_epoch: u64,
+    /// Fact; `discovered` while nobody wrote one.
+    pub state: NodeState,
+    /// What made it so.
+    pub cause: String,
+    /// Task of the last attempt.
+    pub task: Option<TaskId>,
+    /// Number of the last attempt.
+    pub attempt: Option<u64>,
+    /// What went wrong.
+    pub error: Option<String>,
+    /// Changes with every consumed order.
+    pub install_nonce: Option<Nonce>,
+    /// Wish.
+    pub wanted: Wanted,
+    /// Hostname, empty if none.
+    pub hostname: String,
+    /// Workflow that it is meant to run.
+    pub workflow: Option<WorkflowId>,
+    /// Tags.
+    pub tags: BTreeMap<String, String>,
+    /// What its hardware says of itself.
+    pub evidence: BTreeMap<String, String>,
+    /// Logical processors.
+    pub cpus: Option<u64>,
+    /// Main memory.
+    pub memory_bytes: Option<u64>,
+    /// Sites that have seen it.
+    pub observed_by: Vec<SiteId>,
+    /// Contested registers.
+    pub contested: Vec<String>,
+}
+
+/// Which nodes are wanted.
+#[derive(Clone, Debug, Default)]
+pub struct NodeFilter {
+    /// Only those at home at this site.
+    pub home: Option<SiteId>,
+    /// Only those after this one, by id.
+    pub after: Option<NodeId>,
+    /// At most so many; 0: all.
+    pub limit: u64,
+}
+
+impl View<'_> {
+    /// Nodes in the order of their ids.
+    pub fn nodes(&self, filter: &NodeFilter) -> Result<Vec<NodeRow>, StoreError> {
+        let limit = if filter.limit == 0 { -1 } else { signed(filter.limit) };
+        let statement = self.sql.prepare_cached(
+            "SELECT body FROM view_nodes WHERE (?1 IS NULL OR home = ?1) AND (?2 IS NULL OR id > ?2)
+             ORDER BY id LIMIT ?3",
+        )?;
+        bodies(statement, params![filter.home.map(|site| site.0), filter.after.map(|node| node.0), limit])
+    }
+
+    /// Number of nodes, of all or of one home.
+    pub fn count_nodes(&self, home: Option<SiteId>) -> Result<u64, StoreError> {
+        let count: i64 = self
+            .sql
+            .prepare_cached("SELECT count(*) FROM view_nodes WHERE ?1 IS NULL OR home = ?1")?
+            .query_row([home.map(|site| site.0)], |row| row.get(0))?;
+        Ok(count.unsigned_abs())
+    }
+
+    /// One node.
+    pub fn node(&self, node: NodeId) -> Result<Option<NodeRow>, StoreError> {
+        let statement = self.sql.prepare_cached("SELECT body FROM view_nodes WHERE id = ?1")?;
+        Ok(bodies(statement, [node.as_bytes()])?.pop())
+    }
+
+    /// The node that has this MAC address.
+    pub fn node_by_mac(&self, mac: MacAddr) -> Result<Option<NodeRow>, StoreError> {
+        let statement = self.sql.prepare_cached(
+            "SELECT body FROM view_macs JOIN view_nodes ON view_nodes.doc = view_macs.doc WHERE mac = ?1",
+        )?;
+        Ok(bodies(statement, [mac.0])?.pop())
+    }
+
+    /// What people see of the node.
+    pub fn phase(&self, node: &NodeRow) -> Result<Phase, StoreError> {
+        let task = self.open_task(node.id, None)?.map(|task| task.state);
+        Ok(lifecycle::phase(node.state, node.wanted, task, false))
+    }
+}
+
+pub(super) fn refresh(sql: &Connection, doc: i64, document: &Document) -> Result<(), StoreError> {
+    let found = node::InForce::of(document);
+    let state = found.state;
+    let mut evidence = BTreeMap::new();
+    for name in node::EVIDENCE {
+        if let Some(side) = contested::read(document, &node::evidence(name)).newest() {
+            evidence.insert(name.to_string(), side.value.value.clone());
+        }
+    }
+    let hardware = contested::read(document, &node::hardware());
+    let hardware = hardware.newest().map(|side| &side.value);
+    let row = NodeRow {
+        id: document.id().into(),
+        macs: found.macs,
+        home: found.home,
+        home_epoch: found.home_epoch,
+        state: state.as_ref().map_or(NodeState::Discovered, |state| state.state),
+        cause: state.as_ref().map(|state| state.cause.clone()).unwrap_or_default(),
+        task: state.as_ref().and_then(|state| state.task),
+        attempt: state.as_ref().and_then(|state| state.attempt),
+        error: state.as_ref().and_then(|state| state.error.clone()),
+        install_nonce: state.and_then(|state| state.install_nonce),
+        wanted: found.wanted,
+        hostname: found.hostname,
+        workflow: found.workflow,
+        tags: found.tags,
+        evidence,
+        cpus: hardware.and_then(|hardware| hardware.cpus),
+        memory_bytes: hardware.and_then(|hardware| hardware.memory_bytes),
+        observed_by: contested::keys(document, "observed").iter().filter_map(|key| key.parse().ok()).collect(),
+        contested: found.contested,
+    };
+    sql.prepare_cached("INSERT OR REPLACE INTO view_nodes (doc, id, home, body) VALUES (?1, ?2, ?3, ?4)")?
+        .execute(params![doc, row.id.as_bytes(), row.home.map(|site| site.0), serde_json::to_string(&row)?])?;
+    sql.prepare_cached("DELETE FROM view_macs WHERE doc = ?1")?.execute([doc])?;
+    for mac in &row.macs {
+        // Two documents that claim one address are told apart by people; the one that was made first
+        // answers until then.
+        sql.prepare_cached("INSERT OR IGNORE INTO view_macs (mac, doc) VALUES (?1, ?2)")?
+            .execute(params![mac.0, doc])?;
+    }
+    Ok(())
+}

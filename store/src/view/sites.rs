@@ -1,0 +1,94 @@
+//! Sites: identity and effective settings.
+
+use rusqlite::{Connection, params};
+use serde::{Deserialize, Serialize};
+use sync::{
+    document::{Document, contested, site},
+    id::SiteId,
+    policy::Autonomy,
+};
+
+use super::{View, bodies};
+use crate::StoreError;
+
+/// One site.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SiteRow {
+    /// The site.
+    pub id: SiteId,
+    /// Short name.
+    pub name: String,
+    /// For people.
+    pub description: String,
+    /// Address or room.
+    pub location: String,
+    /// What it follows.
+    pub effective: EffectiveRow,
+}
+
+/// Effective settings of a site.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EffectiveRow {
+    /// Grows with every change.
+    pub epoch: u64,
+    /// How much the site may decide by itself.
+    pub autonomy: Autonomy,
+    /// What an unknown machine is given.
+    pub unknown_machines: site::UnknownMachines,
+    /// Whether boot requests are answered at all.
+    pub pxe_enabled: bool,
+    /// Seconds between heartbeats.
+    pub heartbeat_s: u64,
+    /// Longest life of an order in seconds.
+    pub order_max_s: u64,
+}
+
+impl From<site::Effective> for EffectiveRow {
+    fn from(effective: site::Effective) -> Self {
+        let site::Effective { epoch, autonomy, unknown_machines, pxe_enabled, heartbeat_s, order_max_s } =
+            effective;
+        EffectiveRow { epoch, autonomy, unknown_machines, pxe_enabled, heartbeat_s, order_max_s }
+    }
+}
+
+impl View<'_> {
+    /// All sites by name.
+    pub fn sites(&self) -> Result<Vec<SiteRow>, StoreError> {
+        bodies(self.sql.prepare_cached("SELECT body FROM view_sites ORDER BY name, id")?, [])
+    }
+
+    /// One site.
+    pub fn site(&self, site: SiteId) -> Result<Option<SiteRow>, StoreError> {
+        let statement = self.sql.prepare_cached("SELECT body FROM view_sites WHERE id = ?1")?;
+        Ok(bodies(statement, [site.as_bytes()])?.pop())
+    }
+
+    /// The site with this name.
+    pub fn site_by_name(&self, name: &str) -> Result<Option<SiteRow>, StoreError> {
+        let statement = self.sql.prepare_cached("SELECT body FROM view_sites WHERE name = ?1")?;
+        Ok(bodies(statement, [name])?.pop())
+    }
+}
+
+pub(super) fn refresh(sql: &Connection, doc: i64, document: &Document) -> Result<(), StoreError> {
+    let identity = contested::read(document, &site::identity());
+    let effective = contested::read(document, &site::effective());
+    let identity = identity.newest().map(|side| side.value.clone());
+    let row = SiteRow {
+        id: document.id().into(),
+        name: identity.as_ref().map(|identity| identity.name.clone()).unwrap_or_default(),
+        description: identity.as_ref().map(|identity| identity.description.clone()).unwrap_or_default(),
+        location: identity.map(|identity| identity.location).unwrap_or_default(),
+        // Of two concurrent epochs the higher one is followed.
+        effective: effective
+            .sides()
+            .iter()
+            .max_by_key(|side| (side.value.epoch, side.written.at))
+            .map(|side| side.value.clone())
+            .unwrap_or_default()
+            .into(),
+    };
+    sql.prepare_cached("INSERT OR REPLACE INTO view_sites (doc, id, name, body) VALUES (?1, ?2, ?3, ?4)")?
+        .execute(params![doc, row.id.as_bytes(), row.name, serde_json::to_string(&row)?])?;
+    Ok(())
+}

@@ -1,0 +1,412 @@
+//! The one thread that writes, and the transaction that a command sees.
+//!
+//! Commands queue up; whoever is first opens a transaction and everyone who waits by then joins it, each
+//! inside a savepoint of its own. One commit, with the disk flushed, pays for all of them, and only after
+//! it is anybody answered. A command that fails takes back its own savepoint only.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    io::Write as _,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex,
+        mpsc::{Receiver, Sender, channel},
+    },
+};
+
+use rusqlite::{Connection, OpenFlags, OptionalExtension, TransactionBehavior, params};
+use sync::{
+    document::{Author, Document},
+    id::{Incarnation, Origin, hex},
+    policy::Reason,
+    time::{Clock, Hlc, Timestamp},
+};
+
+use crate::{Given, Opening, StoreError, schema, view};
+
+/// Commands that share one commit at most.
+const GROUP: usize = 64;
+
+/// Documents that stay open, at about 17 KB each.
+const OPEN_DOCUMENTS: usize = 256;
+
+/// What a commit changed for the peers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Committed {
+    /// Last position of the log for each peer whose log has grown.
+    pub grown: BTreeMap<Origin, u64>,
+}
+
+type Finish = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
+type Job = Box<dyn FnOnce(&mut Tx<'_>) -> (bool, Finish) + Send>;
+type Watcher = Box<dyn Fn(&Committed) + Send>;
+
+/// The queue in front of the writing thread.
+pub(crate) struct Writer {
+    queue: Mutex<Option<Sender<(Given, Job)>>>,
+    watcher: Arc<Mutex<Option<Watcher>>>,
+    thread: Mutex<Option<std::thread::JoinHandle<()>>>,
+}
+
+/// What the thread keeps between transactions.
+pub(crate) struct State {
+    pub(crate) origin: Origin,
+    pub(crate) incarnation: Incarnation,
+    pub(crate) clock: Clock,
+    pub(crate) open: BTreeMap<i64, Document>,
+    /// Use of open documents, oldest first, for eviction.
+    used: Vec<i64>,
+}
+
+/// A transaction, as one command sees it.
+pub struct Tx<'t> {
+    pub(crate) sql: &'t Connection,
+    pub(crate) state: &'t mut State,
+    pub(crate) given: Given,
+    pub(crate) author: Option<Author>,
+    pub(crate) touched: BTreeSet<i64>,
+    pub(crate) grown: BTreeMap<Origin, u64>,
+}
+
+pub(crate) fn database(folder: &Path) -> PathBuf {
+    folder.join("holdfast.db")
+}
+
+/// Opens a connection that only reads.
+pub(crate) fn reader(database: &Path) -> Result<Connection, StoreError> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(database, flags)
+        .map_err(|source| StoreError::Open { path: database.to_path_buf(), source: Arc::new(source) })?;
+    connection.busy_timeout(std::time::Duration::from_secs(5))?;
+    connection.set_prepared_statement_cache_capacity(64);
+    Ok(connection)
+}
+
+impl Writer {
+    /// Opens the database, settles which incarnation lives in it, and starts the thread.
+    pub(crate) fn open(opening: &Opening) -> Result<(Self, Incarnation), StoreError> {
+        let path = database(&opening.folder);
+        make_folder(&opening.folder)?;
+        let mut connection = Connection::open(&path)
+            .map_err(|source| StoreError::Open { path: path.clone(), source: Arc::new(source) })?;
+        connection.busy_timeout(std::time::Duration::from_secs(5))?;
+        connection.set_prepared_statement_cache_capacity(128);
+        schema::prepare(&mut connection)?;
+        let state = settle(&mut connection, opening)?;
+        let incarnation = state.incarnation;
+
+        let (sender, receiver) = channel();
+        let watcher = Arc::new(Mutex::new(None));
+        let watched = Arc::clone(&watcher);
+        #[expect(clippy::disallowed_methods, reason = "this is the one writer, and the thread is its work")]
+        let thread = std::thread::Builder::new()
+            .name("store-writer".into())
+            .spawn(move || work(connection, state, &receiver, &watched))
+            .map_err(|source| StoreError::File {
+                action: "start the writer of",
+                path,
+                source: Arc::new(source),
+            })?;
+        let writer =
+            Writer { queue: Mutex::new(Some(sender)), watcher, thread: Mutex::new(Some(thread)) };
+        Ok((writer, incarnation))
+    }
+
+    pub(crate) fn watch(&self, watcher: Watcher) {
+        if let Ok(mut slot) = self.watcher.lock() {
+            *slot = Some(watcher);
+        }
+    }
+
+    pub(crate) fn submit<T: Send + 'static>(
+        &self,
+        given: Given,
+        command: impl FnOnce(&mut Tx<'_>) -> Result<T, StoreError> + Send + 'static,
+        done: impl FnOnce(Result<T, StoreError>) + Send + 'static,
+    ) {
+        let job: Job = Box::new(move |tx| {
+            let outcome = command(tx);
+            let keep = outcome.is_ok();
+            let finish: Finish = Box::new(move |committed| done(committed.and(outcome)));
+            (keep, finish)
+        });
+        let Ok(queue) = self.queue.lock() else { return };
+        if let Some(sender) = queue.as_ref() {
+            // A thread that has ended drops the job, and with it the caller's channel: `Closed`.
+            drop(sender.send((given, job)));
+        }
+    }
+}
+
+impl Drop for Writer {
+    /// Ends the thread after everything that was submitted: the database is closed when this returns.
+    fn drop(&mut self) {
+        if let Ok(mut queue) = self.queue.lock() {
+            queue.take();
+        }
+        let thread = self.thread.lock().ok().and_then(|mut thread| thread.take());
+        if let Some(thread) = thread
+            && thread.thread().id() != std::thread::current().id()
+        {
+            drop(thread.join());
+        }
+    }
+}
+
+fn work(
+    mut connection: Connection,
+    mut state: State,
+    queue: &Receiver<(Given, Job)>,
+    watcher: &Mutex<Option<Watcher>>,
+) {
+    while let Ok(first) = queue.recv() {
+        let mut jobs = vec![first];
+        while jobs.len() < GROUP
+            && let Ok(next) = queue.try_recv()
+        {
+            jobs.push(next);
+        }
+        let (finishes, outcome) = commit_group(&mut connection, &mut state, jobs);
+        if let Ok(committed) = &outcome
+            && !committed.grown.is_empty()
+            && let Ok(watcher) = watcher.lock()
+            && let Some(watcher) = watcher.as_ref()
+        {
+            watcher(committed);
+        }
+        let outcome = outcome.map(drop);
+        for finish in finishes {
+            finish(outcome.clone());
+        }
+        evict(&mut state);
+    }
+}
+
+fn commit_group(
+    connection: &mut Connection,
+    state: &mut State,
+    jobs: Vec<(Given, Job)>,
+) -> (Vec<Finish>, Result<Committed, StoreError>) {
+    let mut finishes = Vec::with_capacity(jobs.len());
+    let mut committed = Committed::default();
+    let outcome = (|| -> Result<(), StoreError> {
+        let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let before = state.clock.last();
+        for (given, job) in jobs {
+            transaction.execute_batch("SAVEPOINT command")?;
+            let mut tx = Tx {
+                sql: &transaction,
+                state,
+                given,
+                author: None,
+                touched: BTreeSet::new(),
+                grown: BTreeMap::new(),
+            };
+            let (keep, finish) = job(&mut tx);
+            finishes.push(finish);
+            let Tx { touched, grown, .. } = tx;
+            if keep {
+                transaction.execute_batch("RELEASE command")?;
+                committed.grown.extend(grown);
+            } else {
+                transaction.execute_batch("ROLLBACK TO command; RELEASE command")?;
+                // What the command wrote into open documents is not in the database.
+                state.open.retain(|doc, _| !touched.contains(doc));
+            }
+        }
+        if state.clock.last() != before {
+            set_meta(&transaction, "clock", &state.clock.last().0.to_be_bytes())?;
+        }
+        transaction.commit()?;
+        Ok(())
+    })();
+    if outcome.is_err() {
+        state.open.clear();
+    }
+    (finishes, outcome.map(|()| committed))
+}
+
+fn evict(state: &mut State) {
+    let State { open, used, .. } = state;
+    if open.len() > OPEN_DOCUMENTS {
+        let surplus = open.len() - OPEN_DOCUMENTS;
+        // The newest use of a document counts: keep the last mention of each.
+        let mut seen = BTreeSet::new();
+        let mut order: Vec<i64> = used.iter().rev().copied().filter(|doc| seen.insert(*doc)).collect();
+        order.reverse();
+        for doc in order.iter().take(surplus) {
+            open.remove(doc);
+        }
+        *used = order.split_off(surplus.min(order.len()));
+    }
+}
+
+impl State {
+    pub(crate) fn note_use(&mut self, doc: i64) {
+        if self.used.last() != Some(&doc) {
+            self.used.push(doc);
+        }
+        if self.used.len() > 16 * OPEN_DOCUMENTS {
+            self.used.drain(..8 * OPEN_DOCUMENTS);
+        }
+    }
+}
+
+impl Tx<'_> {
+    /// Whose replica this is.
+    pub fn origin(&self) -> Origin {
+        self.state.origin
+    }
+
+    /// Instant that the edge gave.
+    pub fn now(&self) -> Timestamp {
+        self.given.now
+    }
+
+    /// Person, rule or program that acts.
+    pub fn by(&self) -> &str {
+        &self.given.by
+    }
+
+    /// Derived tables as they are inside this transaction.
+    pub fn view(&self) -> view::View<'_> {
+        view::View::new(self.sql, self.state.origin)
+    }
+
+    /// The author of everything in this transaction: one stamp, one source of nonces.
+    pub(crate) fn author(&mut self) -> Result<&mut Author, StoreError> {
+        if self.author.is_none() {
+            let at = self.state.clock.tick(self.given.now);
+            let epoch = self.view().policy_epoch()?;
+            let author = self.given.author(self.state.incarnation, self.state.origin, at, epoch);
+            self.author = Some(author);
+        }
+        Ok(self.author.as_mut().expect("it was just made"))
+    }
+
+    /// Keeps the highest time that central confirmed, which orders are judged by.
+    pub fn confirm_central_time(&mut self, time: Timestamp) -> Result<(), StoreError> {
+        if time > self.view().central_time()? {
+            set_meta(self.sql, "central_time", &time.0.to_be_bytes())?;
+        }
+        Ok(())
+    }
+
+    /// Follows no order any more until [`Tx::resume_orders`], and says why.
+    pub fn suspend_orders(&mut self, why: &Reason) -> Result<(), StoreError> {
+        set_meta(self.sql, "suspended", why.as_str().as_bytes())
+    }
+
+    /// Follows orders again.
+    pub fn resume_orders(&mut self) -> Result<(), StoreError> {
+        self.sql.execute("DELETE FROM meta WHERE key = 'suspended'", [])?;
+        Ok(())
+    }
+}
+
+pub(crate) fn set_meta(sql: &Connection, key: &str, value: &[u8]) -> Result<(), StoreError> {
+    sql.prepare_cached("INSERT INTO meta (key, value) VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = ?2")?
+        .execute(params![key, value])?;
+    Ok(())
+}
+
+pub(crate) fn meta(sql: &Connection, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
+    Ok(sql
+        .prepare_cached("SELECT value FROM meta WHERE key = ?1")?
+        .query_row([key], |row| row.get(0))
+        .optional()?)
+}
+
+#[expect(clippy::disallowed_methods, reason = "the folder of the database is the writer's")]
+fn make_folder(folder: &Path) -> Result<(), StoreError> {
+    fs::create_dir_all(folder).map_err(|source| StoreError::File {
+        action: "create folder",
+        path: folder.to_path_buf(),
+        source: Arc::new(source),
+    })
+}
+
+/// Decides which incarnation lives in the database from now on.
+fn settle(connection: &mut Connection, opening: &Opening) -> Result<State, StoreError> {
+    let beside = opening.folder.join("incarnation");
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let found = meta(&transaction, "origin")?.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+    let ours = opening.origin.to_string();
+    if let Some(found) = &found
+        && *found != ours
+    {
+        return Err(StoreError::Foreign { found: found.clone(), expected: ours });
+    }
+    let inside = meta(&transaction, "incarnation")?.and_then(|bytes| Incarnation::from_slice(&bytes));
+    let outside = read_beside(&beside)?;
+    let incarnation = match (inside, &outside) {
+        (Some(inside), Some(outside)) if *outside == hex(inside.as_bytes()) => inside,
+        (Some(_), _) => {
+            let why = "the database is not the one that ran here last; it was restored or copied";
+            set_meta(&transaction, "suspended", why.as_bytes())?;
+            fresh(opening)
+        }
+        (None, _) => fresh(opening),
+    };
+    set_meta(&transaction, "origin", ours.as_bytes())?;
+    set_meta(&transaction, "incarnation", incarnation.as_bytes())?;
+    let last = meta(&transaction, "clock")?
+        .and_then(|bytes| bytes.try_into().ok())
+        .map_or(Hlc::default(), |bytes| Hlc(i64::from_be_bytes(bytes)));
+    let built = meta(&transaction, "views")?.and_then(|bytes| bytes.try_into().ok()).map(i64::from_be_bytes);
+    if built != Some(view::VERSION) {
+        view::rebuild(&transaction)?;
+        set_meta(&transaction, "views", &view::VERSION.to_be_bytes())?;
+    }
+    // The copy beside is written before the commit: if only one of both is written, the next start sees
+    // that they differ and begins another incarnation, which is always safe.
+    if outside.as_deref() != Some(hex(incarnation.as_bytes()).as_str()) {
+        write_beside(&beside, &hex(incarnation.as_bytes()))?;
+    }
+    transaction.commit()?;
+    Ok(State {
+        origin: opening.origin,
+        incarnation,
+        clock: Clock::resume(last),
+        open: BTreeMap::new(),
+        used: Vec::new(),
+    })
+}
+
+fn fresh(opening: &Opening) -> Incarnation {
+    let mut hasher = blake3::Hasher::new_derive_key("holdfast/incarnation/v1");
+    hasher.update(&opening.given.entropy);
+    Incarnation(hasher.finalize().as_bytes()[..16].try_into().expect("a BLAKE3 digest has 32 bytes"))
+}
+
+#[expect(clippy::disallowed_methods, reason = "the copy of the incarnation lies beside the database on purpose")]
+fn read_beside(path: &Path) -> Result<Option<String>, StoreError> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text.trim().to_string())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(source) => {
+            Err(StoreError::File { action: "read", path: path.to_path_buf(), source: Arc::new(source) })
+        }
+    }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "the copy of the incarnation lies beside the database on purpose"
+)]
+fn write_beside(path: &Path, text: &str) -> Result<(), StoreError> {
+    let write = || {
+        let partial = path.with_extension("new");
+        let mut file = fs::File::create(&partial)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&partial, path)
+    };
+    write().map_err(|source: std::io::Error| StoreError::File {
+        action: "write",
+        path: path.to_path_buf(),
+        source: Arc::new(source),
+    })
+}

@@ -1,0 +1,367 @@
+//! Runs the replication engine over QUIC: the loop that the simulator runs over a wire in memory.
+//!
+//! The driver owns connections and the clock, the [`Host`] owns the replica. Outputs for the transport are
+//! done here; everything else is handed to the host, which must not block and answers through a [`Feed`].
+//! All frames of a session travel on one bidirectional stream that the site opens first; every further
+//! stream that a site opens asks for content and is handed to central's host as it is.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use quinn::{RecvStream, SendStream, VarInt};
+use tokio::sync::mpsc;
+
+use super::endpoint;
+use super::stream::{FrameReader, FrameWriter};
+use crate::engine::{CloseCode, Connection, Engine, Input, Moment, Output};
+use crate::id::{Origin, SiteId};
+use crate::time::Timestamp;
+
+/// How long the first stream of a site may take, and the last frames before a close.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Frames of all connections that wait for the engine; beyond, QUIC's flow control holds the peers.
+const WAITING_FRAMES: usize = 256;
+
+/// What the loop cannot do itself.
+pub trait Host: Send + 'static {
+    /// Does what is not the transport's: answers the replica's questions through `feed`, notes notices.
+    /// Must not block.
+    fn perform(&mut self, output: Output, feed: &Feed);
+
+    /// A session's connection is there, or gone. Content is fetched over it.
+    fn connection(&mut self, peer: Origin, connection: Option<&quinn::Connection>);
+
+    /// A site opened another stream of its session: it asks for content. Only at central.
+    fn stream(&mut self, site: SiteId, send: SendStream, receive: RecvStream);
+
+    /// Called after every turn of the loop, with the engine as it stands.
+    fn turned(&mut self, engine: &Engine, elapsed: Duration);
+}
+
+/// Hands inputs to a running driver, from any thread.
+#[derive(Clone, Debug)]
+pub struct Feed(mpsc::UnboundedSender<Input>);
+
+impl Feed {
+    /// Hands in an input. A driver that has ended does not take it, which is nobody's fault.
+    pub fn send(&self, input: Input) {
+        drop(self.0.send(input));
+    }
+}
+
+/// Makes a feed and the end of it that [`run_site`] or [`run_central`] takes.
+pub fn feed() -> (Feed, mpsc::UnboundedReceiver<Input>) {
+    let (sender, receiver) = mpsc::unbounded_channel();
+    (Feed(sender), receiver)
+}
+
+/// Where and how a site dials.
+#[derive(Clone)]
+pub struct Dialer {
+    /// The site's endpoint.
+    pub endpoint: quinn::Endpoint,
+    /// Central as `host:port`, looked up anew at every dial.
+    pub central: String,
+    /// Pins central and shows the site's certificate.
+    pub tls: Arc<quinn::crypto::rustls::QuicClientConfig>,
+}
+
+/// Runs a site's engine until the feed ends.
+pub async fn run_site(
+    engine: Engine,
+    dialer: Dialer,
+    feed: (Feed, mpsc::UnboundedReceiver<Input>),
+    host: impl Host,
+) {
+    Driver::new(engine, Some(dialer), feed.0, host).run(feed.1, None).await;
+}
+
+/// Runs central's engine over the sessions that arrive, until the feed or the sessions end.
+pub async fn run_central(
+    engine: Engine,
+    sessions: mpsc::Receiver<(SiteId, quinn::Connection)>,
+    feed: (Feed, mpsc::UnboundedReceiver<Input>),
+    host: impl Host,
+) {
+    Driver::new(engine, None, feed.0, host).run(feed.1, Some(sessions)).await;
+}
+
+/// What the tasks of the driver tell it.
+enum Event {
+    Dialed(io::Result<(quinn::Connection, SendStream, RecvStream)>),
+    Accepted { site: SiteId, quic: quinn::Connection, send: SendStream, receive: RecvStream },
+    Frame { connection: Connection, bytes: Vec<u8> },
+    Ended { connection: Connection, reason: String },
+    Stream { site: SiteId, send: SendStream, receive: RecvStream },
+}
+
+/// What the writer of a connection is told.
+enum Order {
+    Frame(Vec<u8>),
+    Close(CloseCode, String),
+}
+
+struct Driver<H> {
+    engine: Engine,
+    host: H,
+    dialer: Option<Dialer>,
+    feed: Feed,
+    started: Instant,
+    lines: BTreeMap<Connection, (Origin, mpsc::UnboundedSender<Order>)>,
+    next: u64,
+    events: (mpsc::Sender<Event>, mpsc::Receiver<Event>),
+}
+
+impl<H: Host> Driver<H> {
+    fn new(engine: Engine, dialer: Option<Dialer>, feed: Feed, host: H) -> Self {
+        let events = mpsc::channel(WAITING_FRAMES);
+        Driver { engine, host, dialer, feed, started: now(), lines: BTreeMap::new(), next: 0, events }
+    }
+
+    async fn run(
+        mut self,
+        mut inputs: mpsc::UnboundedReceiver<Input>,
+        mut sessions: Option<mpsc::Receiver<(SiteId, quinn::Connection)>>,
+    ) {
+        loop {
+            while let Some(output) = self.engine.poll() {
+                self.perform(output);
+            }
+            self.host.turned(&self.engine, self.elapsed());
+            let wake = self.engine.poll_timeout().map(|at| tokio::time::Instant::from_std(self.started + at.min(FAR)));
+            let sleep = async {
+                match wake {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let arrival = async {
+                match &mut sessions {
+                    Some(sessions) => sessions.recv().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                input = inputs.recv() => match input {
+                    Some(input) => self.handle(input),
+                    None => return,
+                },
+                event = self.events.1.recv() => if let Some(event) = event {
+                    self.handle_event(event);
+                },
+                session = arrival => match session {
+                    Some((site, quic)) => self.await_control(site, quic),
+                    None => return,
+                },
+                () = sleep => self.handle(Input::Timeout),
+            }
+        }
+    }
+
+    fn elapsed(&self) -> Duration {
+        now().saturating_duration_since(self.started)
+    }
+
+    fn handle(&mut self, input: Input) {
+        let moment = Moment { elapsed: self.elapsed(), wall: wall() };
+        self.engine.handle(moment, input);
+    }
+
+    fn jitter(&self) -> u16 {
+        // The low bits of a nanosecond clock differ between machines that were cut off together.
+        u16::try_from(self.elapsed().subsec_nanos() / 7 % 65_536).unwrap_or(0)
+    }
+
+    fn perform(&mut self, output: Output) {
+        match output {
+            Output::Dial => self.dial(),
+            Output::Send { connection, bytes } => {
+                if let Some((_, line)) = self.lines.get(&connection) {
+                    drop(line.send(Order::Frame(bytes)));
+                }
+            }
+            Output::Close { connection, code, reason } => {
+                if let Some((_, line)) = self.lines.get(&connection) {
+                    drop(line.send(Order::Close(code, reason)));
+                }
+            }
+            other => self.host.perform(other, &self.feed),
+        }
+    }
+
+    fn dial(&self) {
+        let Some(dialer) = self.dialer.clone() else { return };
+        let events = self.events.0.clone();
+        tokio::spawn(async move {
+            let outcome = dial(&dialer).await;
+            drop(events.send(Event::Dialed(outcome)).await);
+        });
+    }
+
+    /// The first stream that a site opens carries the session.
+    fn await_control(&self, site: SiteId, quic: quinn::Connection) {
+        let events = self.events.0.clone();
+        tokio::spawn(async move {
+            if let Ok(Ok((send, receive))) = tokio::time::timeout(PATIENCE, quic.accept_bi()).await {
+                drop(events.send(Event::Accepted { site, quic, send, receive }).await);
+            } else {
+                quic.close(VarInt::from_u32(CloseCode::Silent.number()), b"no stream was opened");
+            }
+        });
+    }
+
+    fn handle_event(&mut self, event: Event) {
+        match event {
+            Event::Dialed(Ok((quic, send, receive))) => {
+                tracing::info!(central = %quic.remote_address(), "connected");
+                let connection = self.open(Origin::Central, quic, send, receive);
+                self.handle(Input::Dialed { connection });
+            }
+            Event::Dialed(Err(error)) => {
+                tracing::debug!(%error, "dial failed");
+                let jitter = self.jitter();
+                self.handle(Input::DialFailed { jitter });
+            }
+            Event::Accepted { site, quic, send, receive } => {
+                tracing::info!(%site, address = %quic.remote_address(), "site connected");
+                self.spawn_streams(site, quic.clone());
+                let connection = self.open(Origin::Site(site), quic, send, receive);
+                self.handle(Input::Accepted { connection, site });
+            }
+            Event::Frame { connection, bytes } => self.handle(Input::Frame { connection, bytes }),
+            Event::Ended { connection, reason } => {
+                if let Some((peer, _)) = self.lines.remove(&connection) {
+                    tracing::info!(%peer, %reason, "disconnected");
+                    if !self.lines.values().any(|(other, _)| *other == peer) {
+                        self.host.connection(peer, None);
+                    }
+                    let jitter = self.jitter();
+                    self.handle(Input::Closed { connection, reason, jitter });
+                }
+            }
+            Event::Stream { site, send, receive } => self.host.stream(site, send, receive),
+        }
+    }
+
+    fn open(
+        &mut self,
+        peer: Origin,
+        quic: quinn::Connection,
+        send: SendStream,
+        receive: RecvStream,
+    ) -> Connection {
+        self.next += 1;
+        let connection = Connection(self.next);
+        self.host.connection(peer, Some(&quic));
+        let name = quic.remote_address().to_string();
+        let (orders, waiting) = mpsc::unbounded_channel();
+        self.lines.insert(connection, (peer, orders));
+        tokio::spawn(write(quic.clone(), FrameWriter::new(send, name.clone()), waiting));
+        let events = self.events.0.clone();
+        tokio::spawn(async move {
+            let reason = read(connection, FrameReader::new(receive, name), &events).await;
+            let reason = match quic.close_reason() {
+                Some(closed) => format!("{reason} ({closed})"),
+                None => reason,
+            };
+            quic.close(VarInt::from_u32(CloseCode::Done.number()), b"the session has ended");
+            drop(events.send(Event::Ended { connection, reason }).await);
+        });
+        connection
+    }
+
+    /// Central takes every further stream of the site as a request for content.
+    fn spawn_streams(&self, site: SiteId, quic: quinn::Connection) {
+        let events = self.events.0.clone();
+        tokio::spawn(async move {
+            while let Ok((send, receive)) = quic.accept_bi().await {
+                if events.send(Event::Stream { site, send, receive }).await.is_err() {
+                    return;
+                }
+            }
+        });
+    }
+}
+
+/// Sleeping longer than this is the same as for ever.
+const FAR: Duration = Duration::from_secs(365 * 86_400);
+
+async fn dial(dialer: &Dialer) -> io::Result<(quinn::Connection, SendStream, RecvStream)> {
+    let address = resolve(&dialer.central).await?;
+    let connect = endpoint::dial(&dialer.endpoint, address, Arc::clone(&dialer.tls));
+    let quic = tokio::time::timeout(2 * PATIENCE, connect)
+        .await
+        .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "central did not answer"))?
+        .map_err(io::Error::other)?;
+    let (send, receive) = quic.open_bi().await.map_err(io::Error::from)?;
+    Ok((quic, send, receive))
+}
+
+/// Looks `host:port` up.
+///
+/// # Errors
+/// When it is no address and no name that resolves.
+pub async fn resolve(central: &str) -> io::Result<SocketAddr> {
+    tokio::net::lookup_host(central)
+        .await?
+        .next()
+        .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("{central} has no address")))
+}
+
+async fn write(
+    quic: quinn::Connection,
+    mut writer: FrameWriter<SendStream>,
+    mut orders: mpsc::UnboundedReceiver<Order>,
+) {
+    while let Some(order) = orders.recv().await {
+        match order {
+            Order::Frame(bytes) => {
+                if writer.write_frame(&bytes).await.is_err() {
+                    return;
+                }
+            }
+            Order::Close(code, reason) => {
+                // What was said before the close should still arrive, a refusal above all.
+                let mut stream = writer.into_inner();
+                drop(stream.finish());
+                drop(tokio::time::timeout(PATIENCE, stream.stopped()).await);
+                quic.close(VarInt::from_u32(code.number()), reason.as_bytes());
+                return;
+            }
+        }
+    }
+}
+
+async fn read(
+    connection: Connection,
+    mut reader: FrameReader<RecvStream>,
+    events: &mpsc::Sender<Event>,
+) -> String {
+    loop {
+        match reader.read_frame().await {
+            Ok(Some(bytes)) => {
+                if events.send(Event::Frame { connection, bytes: bytes.to_vec() }).await.is_err() {
+                    return "this program is stopping".into();
+                }
+            }
+            Ok(None) => return "the peer ended the session".into(),
+            Err(error) => return error.to_string(),
+        }
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the driver owns the clock of the engine")]
+fn now() -> Instant {
+    Instant::now()
+}
+
+/// What the wall clock shows.
+#[expect(clippy::disallowed_methods, reason = "the driver owns the clock of the engine")]
+pub fn wall() -> Timestamp {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}

@@ -1,0 +1,865 @@
+//! The UDP socket, and the door behind it.
+//!
+//! Central opens a [`Listener`]; each datagram flow that wants in becomes a [`Knock`], and
+//! [`Knock::admit`] makes a [`Guest`] of it or says why not. A site opens one endpoint with [`client`] and
+//! [`dial`]s with it. [`Keys`] outlive the process: with them a restarted program answers packets of
+//! connections it no longer knows by a stateless reset (RFC 9000 §10.3), so the other side dials again at
+//! its next packet, at the latest after [`KEEP_ALIVE`], instead of waiting for [`IDLE`] to pass.
+//!
+//! Deliberately absent: 0-RTT, and a key for connection ids. Ids are random and any id of the right length
+//! may be reset, which the reset key alone suffices for; a reset is always smaller than its cause and they
+//! are limited in number, so nobody gains by provoking them.
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use quinn::{
+    ConnectError, ConnectionError, ConnectionId, ConnectionIdGenerator, EndpointConfig, TransportConfig,
+    crypto::{
+        AeadKey, CryptoError, HandshakeTokenKey, HmacKey,
+        rustls::{HandshakeData, QuicClientConfig, QuicServerConfig},
+    },
+};
+use socket2::{Domain, Protocol as IpProtocol, Socket, Type};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tracing::{debug, warn};
+
+use super::{
+    CENTRAL_NAME, CloseCode, ENROLMENT, SESSION,
+    tls::{self, PeerError, SiteCertificate},
+};
+use crate::time::Timestamp;
+
+/// An idle connection sends something this often, which also keeps NAT mappings open.
+pub const KEEP_ALIVE: Duration = Duration::from_secs(10);
+
+/// A connection that hears nothing for this long is lost.
+pub const IDLE: Duration = Duration::from_secs(20);
+
+/// A handshake that takes longer is abandoned. Twenty round trips of a bad satellite link.
+const HANDSHAKE: Duration = Duration::from_secs(15);
+
+/// Size asked for the socket's buffers, in bytes. Linux gives 212,992 by default, fewer than a hundred full
+/// packets of its accounting; a thousand sites that reconnect at once overrun that.
+const SOCKET_BUFFER: usize = 4 << 20;
+
+/// Credit of one stream, in bytes.
+const STREAM_WINDOW: u32 = 1 << 20;
+
+/// Credit of one connection, in bytes: what a peer can make us hold at most. More than a few streams' worth,
+/// so that blobs which nobody reads cannot stop the documents.
+const CONNECTION_WINDOW: u32 = 8 << 20;
+
+/// Streams of each kind that a peer may have open at once: control, blobs, jobs and shells are
+/// bidirectional, changes unidirectional.
+const BIDIRECTIONAL_STREAMS: u32 = 32;
+const UNIDIRECTIONAL_STREAMS: u32 = 8;
+
+/// Length of our connection ids, in bytes. Both lives of a restarted program must agree on it.
+const CONNECTION_ID_LENGTH: usize = 8;
+
+/// At most one stateless reset per this interval: a thousand sites are reset within a second.
+const RESET_INTERVAL: Duration = Duration::from_millis(1);
+
+/// Secrets of an endpoint that must survive a restart. Made once from given entropy, kept in a file with
+/// mode 0600.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Keys {
+    reset: [u8; 32],
+    token: [u8; 32],
+}
+
+/// A file that does not hold [`Keys`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "not a file of endpoint keys: expected {} bytes that begin with `holdfast-quic-1`, got {length}",
+    Keys::LENGTH
+)]
+pub struct ParseKeysError {
+    /// Bytes given.
+    pub length: usize,
+}
+
+impl Keys {
+    const MAGIC: &[u8; 16] = b"holdfast-quic-1\n";
+    const LENGTH: usize = 16 + 32 + 32;
+
+    /// Makes keys from 64 random bytes.
+    pub fn from_entropy(entropy: [u8; 64]) -> Self {
+        let (reset, token) = entropy.split_at(32);
+        let half = |bytes: &[u8]| bytes.try_into().expect("half of 64 bytes are 32");
+        Self { reset: half(reset), token: half(token) }
+    }
+
+    /// Writes the form that [`from_bytes`](Self::from_bytes) reads: 80 bytes.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        [&Self::MAGIC[..], &self.reset, &self.token].concat()
+    }
+
+    /// Reads what [`to_bytes`](Self::to_bytes) wrote.
+    ///
+    /// # Errors
+    /// When the length or the first bytes are wrong.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, ParseKeysError> {
+        bytes
+            .strip_prefix(Self::MAGIC)
+            .and_then(|entropy| entropy.try_into().ok())
+            .map(Self::from_entropy)
+            .ok_or(ParseKeysError { length: bytes.len() })
+    }
+}
+
+impl std::fmt::Debug for Keys {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Keys(…)")
+    }
+}
+
+/// How many strangers central deals with at a time.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Handshakes in progress from which a newcomer must first prove its address (one more round trip).
+    pub retry_above: usize,
+    /// Handshakes in progress from which newcomers are refused.
+    pub handshakes: usize,
+    /// Enrolments and renewals in progress from which more are told to come back.
+    pub enrolments: usize,
+}
+
+impl Default for Limits {
+    /// Enough for a thousand sites that come back together: those refused dial again with jitter.
+    fn default() -> Self {
+        Self { retry_above: 64, handshakes: 512, enrolments: 16 }
+    }
+}
+
+/// Central's endpoint.
+#[derive(Debug)]
+pub struct Listener {
+    endpoint: quinn::Endpoint,
+    keys: Keys,
+    limits: Limits,
+    handshakes: Arc<Semaphore>,
+    enrolments: Arc<Semaphore>,
+}
+
+impl Listener {
+    /// Binds `address` (UDP; an IPv6 address also serves IPv4) and answers there. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// When the address cannot be bound.
+    pub fn bind(
+        address: SocketAddr,
+        tls: Arc<QuicServerConfig>,
+        keys: Keys,
+        limits: Limits,
+    ) -> io::Result<Self> {
+        let config = server_config(tls, &keys);
+        let endpoint = endpoint(address, Some(config), &keys)?;
+        let handshakes = Arc::new(Semaphore::new(limits.handshakes));
+        let enrolments = Arc::new(Semaphore::new(limits.enrolments));
+        Ok(Self { endpoint, keys, limits, handshakes, enrolments })
+    }
+
+    /// The address bound, with the port that the system chose if none was given.
+    ///
+    /// # Errors
+    /// When the socket is gone.
+    pub fn local_address(&self) -> io::Result<SocketAddr> {
+        self.endpoint.local_addr()
+    }
+
+    /// Shows another certificate, or accepts other authorities, from the next connection on.
+    pub fn set_tls(&self, tls: Arc<QuicServerConfig>) {
+        self.endpoint.set_server_config(Some(server_config(tls, &self.keys)));
+    }
+
+    /// Waits for the next peer worth a handshake; nothing once the listener was closed. Under load, peers
+    /// that did not prove their address are asked to, and what is beyond the limit is refused.
+    pub async fn accept(&self) -> Option<Knock> {
+        loop {
+            let incoming = self.endpoint.accept().await?;
+            let Ok(permit) = self.handshakes.clone().try_acquire_owned() else {
+                incoming.refuse();
+                continue;
+            };
+            let others = self.limits.handshakes - self.handshakes.available_permits() - 1;
+            if others >= self.limits.retry_above && incoming.may_retry() {
+                // Only fails for a peer that may not be asked again, and that was the condition.
+                let _ = incoming.retry();
+                continue;
+            }
+            return Some(Knock { incoming, _permit: permit, enrolments: self.enrolments.clone() });
+        }
+    }
+
+    /// Tells all peers that this program stops, and waits until they were told.
+    pub async fn close(&self) {
+        self.endpoint.close(CloseCode::Stopping.code(), b"central is stopping");
+        self.endpoint.wait_idle().await;
+    }
+}
+
+/// A peer that wants in. Admit each in a task of its own: a slow peer must not hold up the others.
+#[derive(Debug)]
+pub struct Knock {
+    incoming: quinn::Incoming,
+    _permit: OwnedSemaphorePermit,
+    enrolments: Arc<Semaphore>,
+}
+
+/// Who came in.
+#[derive(Debug)]
+pub enum Guest {
+    /// An enrolled site that speaks [`SESSION`].
+    Session {
+        /// Its connection.
+        connection: quinn::Connection,
+        /// Its certificate: verified, valid now. Whether it was revoked, the caller knows.
+        peer: SiteCertificate,
+    },
+    /// Somebody that speaks [`ENROLMENT`]; hand it to [`enrol::serve`](super::enrol::serve).
+    Enrolment(Applicant),
+}
+
+/// Somebody who asks for a certificate, with a place among [`Limits::enrolments`].
+#[derive(Debug)]
+pub struct Applicant {
+    pub(super) connection: quinn::Connection,
+    /// The certificate shown, which may have expired, for renewal.
+    pub(super) peer: Option<SiteCertificate>,
+    _permit: OwnedSemaphorePermit,
+}
+
+/// Why nobody came in.
+#[derive(Debug, thiserror::Error)]
+pub enum AdmitError {
+    /// The handshake failed; also when a certificate was not signed by our authority.
+    #[error("handshake with {peer} failed")]
+    Handshake {
+        /// Address of the peer.
+        peer: SocketAddr,
+        /// What went wrong.
+        #[source]
+        source: ConnectionError,
+    },
+    /// The handshake took too long.
+    #[error("handshake with {peer} did not end within {} s", HANDSHAKE.as_secs())]
+    TooSlow {
+        /// Address of the peer.
+        peer: SocketAddr,
+    },
+    /// The handshake succeeded but the certificate opens no session. The peer was told.
+    #[error("{peer} was turned away")]
+    Peer {
+        /// Address of the peer.
+        peer: SocketAddr,
+        /// What is wrong with its certificate.
+        #[source]
+        source: PeerError,
+    },
+    /// The certificate of a site has expired. The peer was told to renew.
+    #[error("{peer} was turned away: certificate of site {} expired at {}", .certificate.site, .certificate.not_after)]
+    Expired {
+        /// Address of the peer.
+        peer: SocketAddr,
+        /// What it showed.
+        certificate: SiteCertificate,
+    },
+    /// Too many enrolments at a time. The peer was told to come back.
+    #[error("{peer} was turned away: too many enrolments at a time")]
+    Busy {
+        /// Address of the peer.
+        peer: SocketAddr,
+    },
+}
+
+impl AdmitError {
+    /// Address of the one who did not get in.
+    pub fn peer(&self) -> SocketAddr {
+        match self {
+            Self::Handshake { peer, .. }
+            | Self::TooSlow { peer }
+            | Self::Peer { peer, .. }
+            | Self::Expired { peer, .. }
+            | Self::Busy { peer } => *peer,
+        }
+    }
+}
+
+impl Knock {
+    /// Address of the peer; proven only after [`admit`](Self::admit).
+    pub fn remote_address(&self) -> SocketAddr {
+        self.incoming.remote_address()
+    }
+
+    /// Goes through the handshake and checks what the peer showed. `now` is asked once, at its end.
+    ///
+    /// # Errors
+    /// When the peer does not get in. It was told why by a [`CloseCode`], unless the handshake itself failed.
+    pub async fn admit(self, now: impl Fn() -> Timestamp) -> Result<Guest, AdmitError> {
+        let peer = self.incoming.remote_address();
+        let failed = |source| AdmitError::Handshake { peer, source };
+        let connecting = self.incoming.accept().map_err(failed)?;
+        let connection = tokio::time::timeout(HANDSHAKE, connecting)
+            .await
+            .map_err(|_| AdmitError::TooSlow { peer })?
+            .map_err(failed)?;
+        match alpn(&connection).as_slice() {
+            SESSION => admit_session(connection, peer, now()),
+            ENROLMENT => admit_applicant(connection, peer, &self.enrolments),
+            other => unreachable!("TLS agreed on {other:?}, which is not among our protocols"),
+        }
+    }
+}
+
+/// Opens a site's endpoint. `bind` is usually the unspecified address with port 0. Needs a tokio runtime.
+///
+/// # Errors
+/// When the address cannot be bound.
+pub fn client(bind: SocketAddr, keys: &Keys) -> io::Result<quinn::Endpoint> {
+    endpoint(bind, None, keys)
+}
+
+/// Connects to central at `address` and goes through the handshake.
+///
+/// A refusal of *our* certificate arrives later, on the connection: in TLS 1.3 the client finishes first.
+///
+/// # Errors
+/// When there is no answer, or the other side is not the central that `tls` demands.
+pub async fn dial(
+    endpoint: &quinn::Endpoint,
+    address: SocketAddr,
+    tls: Arc<QuicClientConfig>,
+) -> Result<quinn::Connection, DialError> {
+    let mut config = quinn::ClientConfig::new(tls);
+    config.transport_config(transport(KEEP_ALIVE, IDLE));
+    Ok(endpoint.connect_with(config, address, CENTRAL_NAME)?.await?)
+}
+
+/// Why a connection to central did not come about.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum DialError {
+    /// The attempt could not even begin, for example IPv6 from an IPv4 socket.
+    #[error(transparent)]
+    Start(#[from] ConnectError),
+    /// The handshake failed.
+    #[error(transparent)]
+    Handshake(#[from] ConnectionError),
+}
+
+fn admit_session(
+    connection: quinn::Connection,
+    peer: SocketAddr,
+    now: Timestamp,
+) -> Result<Guest, AdmitError> {
+    match tls::peer_certificate(&connection) {
+        Ok(certificate) if certificate.is_expired(now) => {
+            let reason = format!("the site certificate expired at {}; renew it", certificate.not_after);
+            CloseCode::CertificateExpired.close(&connection, &reason);
+            Err(AdmitError::Expired { peer, certificate })
+        }
+        Ok(certificate) => Ok(Guest::Session { connection, peer: certificate }),
+        Err(source) => {
+            let code = match &source {
+                PeerError::NoCertificate => CloseCode::NoCertificate,
+                PeerError::Unreadable { .. } | PeerError::NotASite { .. } => CloseCode::NotASite,
+            };
+            code.close(&connection, &source.to_string());
+            Err(AdmitError::Peer { peer, source })
+        }
+    }
+}
+
+fn admit_applicant(
+    connection: quinn::Connection,
+    peer: SocketAddr,
+    enrolments: &Arc<Semaphore>,
+) -> Result<Guest, AdmitError> {
+    let Ok(permit) = enrolments.clone().try_acquire_owned() else {
+        CloseCode::Busy.close(&connection, "too many enrolments at a time");
+        return Err(AdmitError::Busy { peer });
+    };
+    let certificate = match tls::peer_certificate(&connection) {
+        Ok(certificate) => Some(certificate),
+        Err(PeerError::NoCertificate) => None,
+        Err(source) => {
+            CloseCode::NotASite.close(&connection, &source.to_string());
+            return Err(AdmitError::Peer { peer, source });
+        }
+    };
+    Ok(Guest::Enrolment(Applicant { connection, peer: certificate, _permit: permit }))
+}
+
+fn alpn(connection: &quinn::Connection) -> Vec<u8> {
+    connection
+        .handshake_data()
+        .and_then(|data| data.downcast::<HandshakeData>().ok())
+        .and_then(|data| data.protocol)
+        .expect("QUIC requires ALPN (RFC 9001 §8.1), so a finished handshake agreed on a protocol")
+}
+
+fn server_config(tls: Arc<QuicServerConfig>, keys: &Keys) -> quinn::ServerConfig {
+    let mut config = quinn::ServerConfig::new(tls, Arc::new(TokenKey(keys.token)));
+    config.transport_config(transport(KEEP_ALIVE, IDLE));
+    config
+}
+
+fn transport(keep_alive: Duration, idle: Duration) -> Arc<TransportConfig> {
+    let mut config = TransportConfig::default();
+    config.keep_alive_interval(Some(keep_alive));
+    config.max_idle_timeout(Some(idle.try_into().expect("seconds fit a QUIC integer")));
+    config.stream_receive_window(STREAM_WINDOW.into());
+    config.receive_window(CONNECTION_WINDOW.into());
+    config.send_window(CONNECTION_WINDOW.into());
+    config.max_concurrent_bidi_streams(BIDIRECTIONAL_STREAMS.into());
+    config.max_concurrent_uni_streams(UNIDIRECTIONAL_STREAMS.into());
+    // Unreliable datagrams are not part of the protocol.
+    config.datagram_receive_buffer_size(None);
+    Arc::new(config)
+}
+
+fn endpoint(
+    bind: SocketAddr,
+    server: Option<quinn::ServerConfig>,
+    keys: &Keys,
+) -> io::Result<quinn::Endpoint> {
+    let mut config = EndpointConfig::new(Arc::new(ResetKey(keys.reset)));
+    config.cid_generator(|| Box::new(RandomIds));
+    config.min_reset_interval(RESET_INTERVAL);
+    quinn::Endpoint::new(config, server, socket(bind)?, Arc::new(quinn::TokioRuntime))
+}
+
+fn socket(bind: SocketAddr) -> io::Result<std::net::UdpSocket> {
+    let socket = Socket::new(Domain::for_address(bind), Type::DGRAM, Some(IpProtocol::UDP))?;
+    if bind.is_ipv6()
+        && let Err(error) = socket.set_only_v6(false)
+    {
+        debug!(%error, "this system keeps IPv6 sockets to IPv6");
+    }
+    enlarge(&socket, "receive", Socket::set_recv_buffer_size, Socket::recv_buffer_size);
+    enlarge(&socket, "send", Socket::set_send_buffer_size, Socket::send_buffer_size);
+    socket.bind(&bind.into())?;
+    Ok(socket.into())
+}
+
+/// Asks for larger buffers and says when the system gave less. Never an error: small buffers are only slow.
+fn enlarge(
+    socket: &Socket,
+    direction: &str,
+    set: fn(&Socket, usize) -> io::Result<()>,
+    get: fn(&Socket) -> io::Result<usize>,
+) {
+    // Linux counts its own bookkeeping too and reports twice what it grants (socket(7)).
+    let factor = if cfg!(target_os = "linux") { 2 } else { 1 };
+    let granted = set(socket, SOCKET_BUFFER).and_then(|()| get(socket));
+    match granted.map(|bytes| bytes / factor) {
+        Ok(granted) if granted >= SOCKET_BUFFER => {}
+        Ok(granted) => warn!(
+            direction,
+            granted,
+            wanted = SOCKET_BUFFER,
+            "small UDP buffer: raise net.core.rmem_max and net.core.wmem_max"
+        ),
+        Err(error) => warn!(direction, %error, "UDP buffer keeps its size"),
+    }
+}
+
+/// Makes reset tokens: the same id gives the same token in every life of the program.
+struct ResetKey([u8; 32]);
+
+impl HmacKey for ResetKey {
+    fn sign(&self, data: &[u8], signature: &mut [u8]) {
+        signature.copy_from_slice(blake3::keyed_hash(&self.0, data).as_bytes());
+    }
+
+    fn signature_len(&self) -> usize {
+        blake3::OUT_LEN
+    }
+
+    fn verify(&self, data: &[u8], signature: &[u8]) -> Result<(), CryptoError> {
+        // Comparing with a `blake3::Hash` takes constant time.
+        if blake3::keyed_hash(&self.0, data) == *signature { Ok(()) } else { Err(CryptoError) }
+    }
+}
+
+/// Seals the tokens by which a peer proves its address (RFC 9000 §8.1). AEAD of the TLS library, with a key
+/// of its own per token, so the nonce may be constant.
+struct TokenKey([u8; 32]);
+
+impl HandshakeTokenKey for TokenKey {
+    fn aead_from_hkdf(&self, random: &[u8]) -> Box<dyn AeadKey> {
+        let key = *blake3::keyed_hash(&self.0, random).as_bytes();
+        let suite = rustls::crypto::aws_lc_rs::cipher_suite::TLS13_AES_256_GCM_SHA384;
+        let quic =
+            suite.tls13().and_then(|suite| suite.quic).expect("AES-256-GCM is a suite of TLS 1.3 and QUIC");
+        Box::new(TokenSeal(quic.packet_key(key.into(), [0; 12].into())))
+    }
+}
+
+struct TokenSeal(Box<dyn rustls::quic::PacketKey>);
+
+impl AeadKey for TokenSeal {
+    fn seal(&self, data: &mut Vec<u8>, additional: &[u8]) -> Result<(), CryptoError> {
+        let tag = self.0.encrypt_in_place(0, additional, data).map_err(|_| CryptoError)?;
+        data.extend_from_slice(tag.as_ref());
+        Ok(())
+    }
+
+    fn open<'a>(&self, data: &'a mut [u8], additional: &[u8]) -> Result<&'a mut [u8], CryptoError> {
+        let length = self.0.decrypt_in_place(0, additional, data).map_err(|_| CryptoError)?.len();
+        Ok(&mut data[..length])
+    }
+}
+
+/// Connection ids without meaning. They must be unpredictable and never the same in two lives of the
+/// program, so they come from the system and not from the caller's entropy.
+struct RandomIds;
+
+impl ConnectionIdGenerator for RandomIds {
+    fn generate_cid(&mut self) -> ConnectionId {
+        let mut id = [0; CONNECTION_ID_LENGTH];
+        tls::provider().secure_random.fill(&mut id).expect("a system that runs TLS gives randomness");
+        ConnectionId::new(&id)
+    }
+
+    fn cid_len(&self) -> usize {
+        CONNECTION_ID_LENGTH
+    }
+
+    fn cid_lifetime(&self) -> Option<Duration> {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{net::UdpSocket, sync::mpsc, thread, time::Instant};
+
+    use expect_test::expect;
+
+    use super::*;
+    use crate::quic::{
+        testing::{Authority, Central, NOW, SITE, clock_at, connect, keys, loopback},
+        tls::Protocol,
+    };
+
+    #[test]
+    fn keys_survive_their_file() {
+        let keys = Keys::from_entropy(std::array::from_fn(|at| at as u8));
+        let bytes = keys.to_bytes();
+        assert_eq!(bytes.len(), Keys::LENGTH);
+        assert_eq!(Keys::from_bytes(&bytes), Ok(keys.clone()));
+        expect!["Keys(…)"].assert_eq(&format!("{keys:?}"));
+        for bad in [&bytes[1..], &bytes[..79], b"", &[bytes.as_slice(), b"\n"].concat()] {
+            assert!(Keys::from_bytes(bad).is_err());
+        }
+        expect!["not a file of endpoint keys: expected 80 bytes that begin with `holdfast-quic-1`, got 79"]
+            .assert_eq(&Keys::from_bytes(&bytes[..79]).unwrap_err().to_string());
+    }
+
+    #[test]
+    fn address_tokens_open_with_the_same_keys_in_the_next_life() {
+        let sealed = |data: &[u8]| {
+            let mut data = data.to_vec();
+            TokenKey([1; 32]).aead_from_hkdf(&[9; 32]).seal(&mut data, b"more").unwrap();
+            data
+        };
+        let mut token = sealed(b"192.0.2.7");
+        assert_eq!(token.len(), 9 + 16);
+        let mut wrong = token.clone();
+        assert_eq!(
+            TokenKey([1; 32]).aead_from_hkdf(&[9; 32]).open(&mut token, b"more").unwrap(),
+            b"192.0.2.7"
+        );
+        assert!(TokenKey([2; 32]).aead_from_hkdf(&[9; 32]).open(&mut wrong, b"more").is_err());
+        assert!(TokenKey([1; 32]).aead_from_hkdf(&[8; 32]).open(&mut sealed(b"x"), b"more").is_err());
+        assert!(TokenKey([1; 32]).aead_from_hkdf(&[9; 32]).open(&mut sealed(b"x"), b"less").is_err());
+        assert!(TokenKey([1; 32]).aead_from_hkdf(&[9; 32]).open(&mut [], b"").is_err());
+    }
+
+    /// A central in a thread and a runtime of its own, which can die without a word.
+    struct Mortal {
+        address: SocketAddr,
+        kill: mpsc::Sender<()>,
+        thread: thread::JoinHandle<()>,
+    }
+
+    impl Mortal {
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "only the end of a thread ends a program without a word"
+        )]
+        fn live(tls: Arc<QuicServerConfig>, at: SocketAddr, keys: Keys) -> Self {
+            let (born, address) = mpsc::channel();
+            let (kill, killed) = mpsc::channel();
+            let thread = thread::spawn(move || {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                runtime.spawn(async move {
+                    let listener = Listener::bind(at, tls, keys, Limits::default()).unwrap();
+                    born.send(listener.local_address().unwrap()).unwrap();
+                    let mut guests = Vec::new();
+                    while let Some(knock) = listener.accept().await {
+                        guests.push(knock.admit(|| NOW).await);
+                    }
+                });
+                runtime
+                    .block_on(async { tokio::task::spawn_blocking(move || killed.recv()).await })
+                    .unwrap()
+                    .unwrap();
+                // Dropping the runtime drops its tasks without running them: nobody says goodbye.
+                drop(runtime);
+            });
+            Self { address: address.recv().unwrap(), kill, thread }
+        }
+
+        fn die(self) {
+            self.kill.send(()).unwrap();
+            self.thread.join().unwrap();
+        }
+    }
+
+    /// Connects a site, restarts central with `after` as its keys, and returns how the site's connection
+    /// ended and how long after the restart.
+    #[expect(clippy::disallowed_methods, reason = "measures how long the site was in the dark")]
+    async fn restart(after: Keys, keep_alive: Duration, idle: Duration) -> (ConnectionError, Duration) {
+        let authority = Authority::new("fleet");
+        // An address of its own, so that no other test gets the port in between.
+        let own_host = SocketAddr::from(([127, 0, 0, 77], 0));
+        let certificates = [authority.certificate()];
+        let server =
+            tls::server_config(authority.server(CENTRAL_NAME), &certificates, clock_at(NOW)).unwrap();
+        let tls = tls::client_config(authority.site(SITE), &certificates, Protocol::Session, clock_at(NOW));
+
+        let central = Mortal::live(server.clone(), own_host, keys(1));
+        let address = central.address;
+        let mut config = quinn::ClientConfig::new(tls.unwrap());
+        config.transport_config(transport(keep_alive, idle));
+        let site = client(loopback(), &keys(2)).unwrap();
+        let connection = site.connect_with(config, address, CENTRAL_NAME).unwrap().await.unwrap();
+        central.die();
+
+        let central = Mortal::live(server, address, after);
+        let begun = Instant::now();
+        let ended = connection.closed().await;
+        let elapsed = begun.elapsed();
+        central.die();
+        (ended, elapsed)
+    }
+
+    #[tokio::test]
+    async fn t2_a_site_notices_at_its_next_packet_that_central_was_restarted() {
+        let (ended, elapsed) = restart(keys(1), Duration::from_millis(20), IDLE).await;
+        println!("connection ended {elapsed:?} after the restart: {ended}");
+        assert_eq!(ended, ConnectionError::Reset);
+        assert!(elapsed < IDLE / 4, "{elapsed:?}");
+
+        let (ended, elapsed) = restart(keys(3), Duration::from_millis(20), Duration::from_millis(600)).await;
+        println!("with other keys it ended after {elapsed:?}: {ended}");
+        assert_eq!(ended, ConnectionError::TimedOut, "only the persisted keys make the difference");
+    }
+
+    #[tokio::test]
+    async fn under_load_newcomers_prove_their_address_first() {
+        let authority = Authority::new("fleet");
+        let limits = Limits { retry_above: 0, ..Limits::default() };
+        let listener = authority.listen(authority.server(CENTRAL_NAME), loopback(), &keys(1), limits);
+        let address = listener.local_address().unwrap();
+        let validated = tokio::spawn(async move {
+            let knock = listener.accept().await.unwrap();
+            let validated = knock.incoming.remote_address_validated();
+            (validated, knock.admit(|| NOW).await.unwrap())
+        });
+        let certificates = [authority.certificate()];
+        let tls = tls::client_config(authority.site(SITE), &certificates, Protocol::Session, clock_at(NOW))
+            .unwrap();
+        dial(&client(loopback(), &keys(2)).unwrap(), address, tls).await.unwrap();
+        let (validated, guest) = validated.await.unwrap();
+        assert!(validated && matches!(guest, Guest::Session { .. }));
+    }
+
+    #[tokio::test]
+    async fn beyond_the_limit_newcomers_are_refused_at_once() {
+        let authority = Authority::new("fleet");
+        let limits = Limits { handshakes: 1, ..Limits::default() };
+        let listener = authority.listen(authority.server(CENTRAL_NAME), loopback(), &keys(1), limits);
+        let address = listener.local_address().unwrap();
+        let certificates = [authority.certificate()];
+        let dial_once = || async {
+            let tls =
+                tls::client_config(authority.site(SITE), &certificates, Protocol::Session, clock_at(NOW));
+            dial(&client(loopback(), &keys(2)).unwrap(), address, tls.unwrap()).await
+        };
+        let (first, second) = tokio::join!(dial_once(), async {
+            let knock = listener.accept().await.unwrap();
+            let second = tokio::select! {
+                _ = listener.accept() => panic!("nobody else gets as far as a handshake"),
+                second = dial_once() => second,
+            };
+            knock.admit(|| NOW).await.unwrap();
+            second
+        });
+        first.unwrap();
+        expect!["aborted by peer: the server refused to accept a new connection"]
+            .assert_eq(&second.unwrap_err().to_string());
+    }
+
+    #[tokio::test]
+    async fn a_listener_takes_another_certificate_and_says_when_it_stops() {
+        let authority = Authority::new("fleet");
+        let other = authority.server("lyon.example");
+        let listener = authority.listen(other, loopback(), &keys(1), Limits::default());
+        let address = listener.local_address().unwrap();
+        let certificates = [authority.certificate()];
+        let site = client(loopback(), &keys(2)).unwrap();
+        let dial_once = || async {
+            let tls =
+                tls::client_config(authority.site(SITE), &certificates, Protocol::Session, clock_at(NOW));
+            dial(&site, address, tls.unwrap()).await
+        };
+        let admit = || async { listener.accept().await.unwrap().admit(|| NOW).await };
+        let (refused, guest) = tokio::join!(dial_once(), admit());
+        assert!(refused.is_err() && guest.is_err(), "that certificate is for another name");
+
+        let identity = authority.server(CENTRAL_NAME);
+        listener.set_tls(tls::server_config(identity, &certificates, clock_at(NOW)).unwrap());
+        let (session, guest) = tokio::join!(dial_once(), admit());
+        assert!(guest.is_ok());
+        let session = session.unwrap();
+        let ((), ended) = tokio::join!(listener.close(), session.closed());
+        assert_eq!(CloseCode::of(&ended), Some((CloseCode::Stopping, "central is stopping".into())));
+        assert!(listener.accept().await.is_none());
+    }
+
+    /// The first datagram of a real handshake.
+    async fn initial_packet(authority: &Authority) -> Vec<u8> {
+        let ear = tokio::net::UdpSocket::bind(loopback()).await.unwrap();
+        let certificates = [authority.certificate()];
+        let tls = tls::client_config(authority.site(SITE), &certificates, Protocol::Session, clock_at(NOW))
+            .unwrap();
+        let endpoint = client(loopback(), &keys(2)).unwrap();
+        let address = ear.local_addr().unwrap();
+        let mut datagram = vec![0; 2_000];
+        let length = tokio::select! {
+            result = dial(&endpoint, address, tls) => panic!("nobody answers, but {result:?}"),
+            received = ear.recv(&mut datagram) => received.unwrap(),
+        };
+        datagram.truncate(length);
+        datagram
+    }
+
+    /// A repeatable stream of numbers (xorshift64, Marsaglia 2003).
+    struct Dice(u64);
+
+    impl Dice {
+        fn roll(&mut self, sides: usize) -> usize {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            usize::try_from(self.0 >> 11).unwrap() % sides
+        }
+
+        fn bytes(&mut self, length: usize) -> Vec<u8> {
+            (0..length).map(|_| self.roll(256) as u8).collect()
+        }
+
+        fn upto(&mut self, length: usize) -> Vec<u8> {
+            let length = self.roll(length);
+            self.bytes(length)
+        }
+
+        fn garbage(&mut self, initial: &[u8]) -> Vec<u8> {
+            let mut packet = initial.to_vec();
+            match self.roll(10) {
+                0 => packet = self.upto(1_472),
+                // Looks like a packet of a connection that we do not know.
+                1 => packet = [vec![0x40 | self.roll(64) as u8], self.upto(200)].concat(),
+                2 => packet.truncate(self.roll(initial.len())),
+                // Another version.
+                3 => packet[1 + self.roll(4)] ^= 1 << self.roll(8),
+                // Header: connection ids, token, lengths.
+                4 => packet[5 + self.roll(40)] = self.roll(256) as u8,
+                // Protected bytes: what decryption must notice.
+                5 => {
+                    for _ in 0..=self.roll(16) {
+                        let at = self.roll(packet.len());
+                        packet[at] ^= 1 << self.roll(8);
+                    }
+                }
+                // A good packet with something behind it.
+                6 => packet.extend(self.upto(200)),
+                // Well encrypted, but no frames in it.
+                7 => packet = self.sealed(&[]),
+                // Well encrypted, a CRYPTO frame (RFC 9000 §19.6) with a ClientHello (RFC 8446 §4.1.2) of 996
+                // bytes that are anything.
+                8 => packet = self.sealed(&[0x06, 0, 0x43, 0xe8, 1, 0, 0x03, 0xe4, 3, 3]),
+                // A replay.
+                _ => {}
+            }
+            packet
+        }
+
+        /// A well encrypted Initial packet (RFC 9001 §5.2) with `frames` and random bytes in it.
+        fn sealed(&mut self, frames: &[u8]) -> Vec<u8> {
+            let id = self.bytes(8);
+            let suite = rustls::crypto::aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256.tls13().unwrap();
+            let quic = suite.quic.unwrap();
+            let keys = rustls::quic::Keys::initial(
+                rustls::quic::Version::V1,
+                suite,
+                quic,
+                &id,
+                rustls::Side::Client,
+            );
+            let mut payload = [frames, &self.bytes(1_200 - frames.len())].concat();
+            // Four bytes of packet number, then payload and tag: 1,220 as a two-byte integer.
+            let mut header = [&[0xc3, 0, 0, 0, 1, 8], &id[..], &[0, 0, 0x44, 0xc4], &[0; 4]].concat();
+            let tag = keys.local.packet.encrypt_in_place(0, &header, &mut payload).unwrap();
+            payload.extend_from_slice(tag.as_ref());
+            let (first, rest) = header.split_at_mut(1);
+            let number = rest.len() - 4;
+            keys.local.header.encrypt_in_place(&payload[..16], &mut first[0], &mut rest[number..]).unwrap();
+            [header, payload].concat()
+        }
+    }
+
+    /// Throws `count` datagrams of garbage at a central, lets a site in after every hundred, and returns how
+    /// many of them looked like the beginning of a handshake and came to nothing.
+    async fn throw_garbage(limits: Limits, count: usize) -> usize {
+        let authority = Authority::new("fleet");
+        let listener = authority.listen(authority.server(CENTRAL_NAME), loopback(), &keys(1), limits);
+        let mut central = Central::start(listener, NOW);
+        let mut dice = Dice(0x0dd_ba11);
+        for _ in 0..count / 100 {
+            // Few at a time: the system would throw away what does not fit the socket's buffer.
+            for _ in 0..5 {
+                // Central keeps the id of a handshake for a while, so each lot begins with a fresh one.
+                let initial = initial_packet(&authority).await;
+                assert!(initial.len() >= 1_200, "a client pads its first datagram (RFC 9000 §14.1)");
+                let source = UdpSocket::bind(loopback()).unwrap();
+                for _ in 0..20 {
+                    source.send_to(&dice.garbage(&initial), central.address).unwrap();
+                }
+            }
+            let site = connect(&central, authority.site(SITE), &authority).await.unwrap();
+            let Guest::Session { connection, .. } = central.next_guest().await else {
+                panic!("only the site has a certificate");
+            };
+            let (stream, greeting) = (connection.open_uni(), site.accept_uni());
+            let mut stream = stream.await.unwrap();
+            stream.write_all(b"welcome").await.unwrap();
+            stream.finish().unwrap();
+            assert_eq!(greeting.await.unwrap().read_to_end(10).await.unwrap(), b"welcome");
+        }
+        central.refused
+    }
+
+    #[tokio::test]
+    async fn ten_thousand_datagrams_of_garbage_leave_central_serving() {
+        let guarded = throw_garbage(Limits::default(), 5_000).await;
+        // Without limits nothing is turned away early, so more of it reaches the handshake.
+        let limits = Limits { retry_above: 10_000, handshakes: 10_000, enrolments: 1 };
+        let open = throw_garbage(limits, 5_000).await;
+        println!("5,000 datagrams began {guarded} handshakes, without limits {open}");
+        assert!(guarded > 100 && open > 500);
+    }
+}
