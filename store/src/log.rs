@@ -75,9 +75,9 @@ impl Tx<'_> {
                 "SELECT change, entry FROM log WHERE peer = ?1 AND position >= ?2 ORDER BY position LIMIT 1024",
             )?;
             let rows = statement.query_map(params![peer.to_string(), signed(from)], |row| {
-                Ok(match (row.get(0)?, row.get(1)?) {
-                    (Some(change), _) => Row::Change(change),
-                    (None, entry) => Row::Entry(entry),
+                Ok(match row.get(0)? {
+                    Some(change) => Row::Change(change),
+                    None => Row::Entry(row.get(1)?),
                 })
             })?;
             rows.collect::<Result<_, _>>()?

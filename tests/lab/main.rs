@@ -14,6 +14,7 @@
 //! It needs root and the Debian packages of `packages.txt`; without them tests fail and say so. Run it with
 //! `--test-threads=1`: two emulated machines beside each other on two cores measure each other.
 
+mod cache;
 mod error;
 mod packages;
 mod process;
@@ -24,6 +25,7 @@ mod dnsmasq;
 mod http;
 
 mod machine;
+mod nvram;
 
 mod cpio;
 mod initramfs;
@@ -32,22 +34,3 @@ mod disk;
 
 mod baseline;
 mod rehearsal;
-
-use error::Result;
-use machine::Machine;
-
-#[test]
-fn baseline_bios() -> Result<()> {
-    print_seconds(&Machine::bios("52:54:00:00:00:01"))
-}
-
-#[test]
-fn baseline_uefi() -> Result<()> {
-    print_seconds(&Machine::uefi("52:54:00:00:00:02"))
-}
-
-fn print_seconds(machine: &Machine) -> Result<()> {
-    let first = baseline::boot(machine)?;
-    println!("seconds from power-on to first report: {:.1}", first.seconds);
-    Ok(())
-}

@@ -1,0 +1,4 @@
+//! Stories of one partition each, told with shipped stores and engines in a world under a virtual clock.
+
+mod partition;
+mod divergence;

@@ -1,0 +1,187 @@
+//! Both sides go on while the link is down, and meet again.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use harness::world::World;
+use store::{
+    command::{
+        node::{self, NodeEdit},
+        report::{self, Report},
+        task::{self, NewTask},
+        workflow::{self, NewVersion},
+    },
+    view::{JournalFilter, TaskRow},
+};
+use sync::{
+    blob::Digest,
+    document::workflow::Identity,
+    id::{MacAddr, NodeId, Origin, ReportId, SiteId, WorkflowId},
+    policy::{NodeState, TaskState},
+};
+
+const MAC: MacAddr = MacAddr([0x52, 0x54, 0, 0, 0, 1]);
+const MINUTE: Duration = Duration::from_secs(60);
+
+fn publish(world: &mut World) -> WorkflowId {
+    let identity = Identity {
+        name: "debian-12".into(),
+        os_family: "debian".into(),
+        arch: "x86_64".into(),
+        boot_method: "kernel".into(),
+    };
+    let files = ["kernel", "initrd"]
+        .map(|role| (role.to_string(), (Digest::of(role.as_bytes()), role.len() as u64)))
+        .into();
+    let version = NewVersion { files, kernel_args: "console=ttyS0".into(), needs_approval: false };
+    world.run(Origin::Central, "ann", move |tx| workflow::create(tx, &identity, &version)).unwrap().id
+}
+
+fn order(world: &mut World, site: SiteId, mac: MacAddr, workflow: WorkflowId) -> (NodeId, TaskRow) {
+    let node = world.run(Origin::Central, "ann", move |tx| node::create(tx, mac, site, "pos-1")).unwrap();
+    let new = NewTask { node, workflow, version: None, parameters: BTreeMap::new(), tags: BTreeMap::new() };
+    (node, world.run(Origin::Central, "ann", move |tx| task::create(tx, &new)).unwrap())
+}
+
+fn report(world: &mut World, site: SiteId, node: NodeId, task: &TaskRow, it: Report) -> String {
+    let report = ReportId(world.random.bytes());
+    let about = (task.id, 1);
+    let answer = world.run(Origin::Site(site), "machine", move |tx| {
+        report::event(tx, site, report, node, about, &it)
+    });
+    let answer = answer.unwrap();
+    format!("{} {}", answer.status, answer.body)
+}
+
+#[test]
+fn p5_h1_a_cut_off_site_installs_and_central_hears_of_it_in_order() {
+    let mut world = World::new(1);
+    let lyon = world.add_site("lyon");
+    let workflow = publish(&mut world);
+    let (node, task) = order(&mut world, lyon, MAC, workflow);
+    world.until("the site has the task", MINUTE, |world| {
+        world.store(Origin::Site(lyon)).read(|view| view.task(task.id)).unwrap().is_some()
+    });
+    world.until("both agree", MINUTE, |world| world.in_agreement(lyon));
+
+    world.set_link(lyon, false);
+    let ready = world.run(Origin::Site(lyon), "cache", move |tx| task::mark_ready(tx, lyon, |_| true));
+    assert_eq!(ready.unwrap(), [task.id]);
+    assert_eq!(report(&mut world, lyon, node, &task, Report::GoAhead), r#"200 {"answer":"go"}"#);
+    assert_eq!(report(&mut world, lyon, node, &task, Report::InstallStarted), r#"200 {"state":"installing"}"#);
+    assert_eq!(report(&mut world, lyon, node, &task, Report::Progress(50)), r#"200 {"state":"installing"}"#);
+    assert_eq!(report(&mut world, lyon, node, &task, Report::InstallComplete), r#"200 {"state":"installed"}"#);
+
+    // Meanwhile, at central: another name and a tag.
+    let edit = NodeEdit {
+        hostname: Some("till-1".into()),
+        tags: BTreeMap::from([("rack".to_string(), Some("r7".to_string()))]),
+        ..NodeEdit::default()
+    };
+    world.run(Origin::Central, "ann", move |tx| node::edit(tx, node, &edit)).unwrap();
+    world.pass(Duration::from_secs(3 * 86_400));
+    let central_knows = world.store(Origin::Central).read(|view| view.node(node)).unwrap().unwrap();
+    assert_eq!(central_knows.state, NodeState::Discovered);
+
+    world.set_link(lyon, true);
+    world.until("both agree again", MINUTE, |world| world.in_agreement(lyon));
+    for origin in [Origin::Central, Origin::Site(lyon)] {
+        let row = world.store(origin).read(|view| view.node(node)).unwrap().unwrap();
+        assert_eq!((row.state, row.hostname.as_str()), (NodeState::Installed, "till-1"), "{origin}");
+        assert_eq!(row.tags["rack"], "r7", "{origin}");
+        let row = world.store(origin).read(|view| view.task(task.id)).unwrap().unwrap();
+        assert_eq!(row.state, TaskState::Completed, "{origin}");
+    }
+    let filter = JournalFilter { site: Some(lyon), ..JournalFilter::default() };
+    let entries = |origin| world.store(origin).read(|view| view.journal(&filter)).unwrap();
+    let (here, there) = (entries(Origin::Site(lyon)), entries(Origin::Central));
+    let chain = |rows: &[store::view::JournalRow]| rows.iter().map(|row| (row.seq, row.event.clone())).collect::<Vec<_>>();
+    assert_eq!(chain(&here), chain(&there), "central has the site's journal, in order");
+    assert!(here.iter().map(|row| row.seq).eq(1..=here.len() as u64), "without gaps");
+}
+
+#[test]
+fn h3_a_repeated_go_ahead_is_the_same_answer_and_another_boot_only_resumes() {
+    let mut world = World::new(2);
+    let lyon = world.add_site("lyon");
+    let workflow = publish(&mut world);
+    let (node, task) = order(&mut world, lyon, MAC, workflow);
+    world.until("both agree", MINUTE, |world| {
+        world.in_agreement(lyon) && world.store(Origin::Site(lyon)).read(|view| view.task(task.id)).unwrap().is_some()
+    });
+    world.set_link(lyon, false);
+    let id = task.id;
+    let first = ReportId([1; 16]);
+    let ask = |world: &mut World, report: ReportId| {
+        world
+            .run(Origin::Site(lyon), "machine", move |tx| {
+                report::event(tx, lyon, report, node, (id, 1), &Report::GoAhead)
+            })
+            .unwrap()
+            .body
+            .to_string()
+    };
+    assert_eq!(ask(&mut world, first), r#"{"answer":"go"}"#);
+    world.crash(Origin::Site(lyon));
+    world.start(Origin::Site(lyon));
+    assert_eq!(ask(&mut world, first), r#"{"answer":"go"}"#, "the answer was lost in the crash");
+    assert_eq!(ask(&mut world, ReportId([2; 16])), r#"{"answer":"resume"}"#);
+    assert_eq!(ask(&mut world, ReportId([3; 16])), r#"{"answer":"resume"}"#);
+    assert_eq!(
+        ask(&mut world, ReportId([4; 16])),
+        r#"{"answer":"stop","why":"the attempt was booted 3 times and did not end"}"#
+    );
+    let consumed = world
+        .store(Origin::Site(lyon))
+        .read(|view| view.journal(&JournalFilter::default()))
+        .unwrap()
+        .iter()
+        .filter(|row| matches!(row.event, Some(sync::journal::Event::OrderConsumed { .. })))
+        .count();
+    assert_eq!(consumed, 1);
+}
+
+#[test]
+fn p7_h2_both_sides_name_one_machine_and_both_names_are_kept() {
+    let mut world = World::new(3);
+    let lyon = world.add_site("lyon");
+    let workflow = publish(&mut world);
+    let (node, _) = order(&mut world, lyon, MAC, workflow);
+    world.until("both agree", MINUTE, |world| world.in_agreement(lyon) && world.store(Origin::Site(lyon)).read(|view| view.node(node)).unwrap().is_some());
+    world.set_link(lyon, false);
+    for (origin, name) in [(Origin::Central, "till-1"), (Origin::Site(lyon), "kasse-1")] {
+        let edit = NodeEdit { hostname: Some(name.into()), ..NodeEdit::default() };
+        world.run(origin, "ann", move |tx| node::edit(tx, node, &edit)).unwrap();
+    }
+    world.set_link(lyon, true);
+    world.until("both agree", MINUTE, |world| world.in_agreement(lyon));
+    for origin in [Origin::Central, Origin::Site(lyon)] {
+        let row = world.store(origin).read(|view| view.node(node)).unwrap().unwrap();
+        assert_eq!((row.hostname.as_str(), row.contested), ("pos-1", vec!["hostname".to_string()]), "{origin}");
+    }
+}
+
+#[test]
+fn p9_a_machine_adopted_while_cut_off_gets_its_home_when_central_hears_of_it() {
+    let mut world = World::new(4);
+    let lyon = world.add_site("lyon");
+    world.until("both agree", MINUTE, |world| world.in_agreement(lyon));
+    world.set_link(lyon, false);
+    let answered = store::command::boot::Answered {
+        mac: MAC,
+        answer: "local disk".into(),
+        reason: "nothing is planned".into(),
+        adopt: true,
+        booting: None,
+        local_disk: true,
+    };
+    let node = world
+        .run(Origin::Site(lyon), "boot", move |tx| store::command::boot::answered(tx, &answered))
+        .unwrap()
+        .expect("it was adopted");
+    world.set_link(lyon, true);
+    world.until("it is at home", MINUTE, |world| {
+        let row = world.store(Origin::Site(lyon)).read(|view| view.node(node)).unwrap();
+        row.is_some_and(|row| row.home == Some(lyon))
+    });
+    world.until("both agree", MINUTE, |world| world.in_agreement(lyon));
+}
