@@ -60,7 +60,7 @@ impl Tx<'_> {
                 next.fingerprint.sum.to_be_bytes(),
             ])?;
         self.grown.insert(peer, next.cursor.position);
-        Ok(())
+        self.outdate_agreement(peer)
     }
 
     /// Reads the log for `peer` from a position, at least one item and then as many as fit.

@@ -165,6 +165,7 @@ impl Tx<'_> {
             }
         }
         self.take_run(run, peer, &mut received)?;
+        self.outdate_agreement(peer)?;
         if self.quarantined()? > before {
             self.set_agreement(peer, false)?;
         }
@@ -286,6 +287,14 @@ impl Tx<'_> {
         let agrees = expected.agrees(found);
         tracing::debug!(%site, pulled, pushed, ?expected, ?found, agrees, "compared");
         Ok(Some(agrees))
+    }
+
+    /// Something moved: that both sides held the same says nothing any more. That they differed stays.
+    pub(crate) fn outdate_agreement(&self, peer: Origin) -> Result<(), StoreError> {
+        self.sql
+            .prepare_cached("UPDATE peers SET agrees = NULL WHERE peer = ?1 AND agrees = 1")?
+            .execute([peer.to_string()])?;
+        Ok(())
     }
 
     /// Keeps whether both sides hold the same; the moment they cease to is a fact for the journal.

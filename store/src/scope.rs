@@ -1,9 +1,11 @@
 //! Who is told about a document.
 //!
 //! A site tells central everything that it writes itself. Central tells a site what concerns it: its own
-//! document, the nodes at home there or homeless and observed there, their tasks, and the workflows of
-//! those tasks. A document that comes into a site's scope is told from its first change on. Leaving a
-//! scope is not built yet: what a site was told once, it goes on being told.
+//! document, the nodes at home or ever observed there, their tasks, and the workflows of those tasks. A
+//! document that comes into a site's scope is told from its first change on.
+//!
+//! Deliberately absent: the directory, whose stubs will take the place of whole documents at sites that
+//! a machine only visited, and leaving a scope: what a site was told once, it goes on being told.
 
 use rusqlite::params;
 use sync::{
@@ -48,10 +50,9 @@ fn sites_of(kind: Kind, document: &Document) -> Vec<SiteId> {
         Kind::Site => vec![document.id().into()],
         Kind::Node => {
             let home = contested::read(document, &node::home());
-            match home.newest().and_then(|side| side.value.home_site) {
-                Some(home) => vec![home],
-                None => contested::keys(document, "observed").iter().filter_map(|key| key.parse().ok()).collect(),
-            }
+            let home = home.newest().and_then(|side| side.value.home_site);
+            let observers = contested::keys(document, "observed");
+            home.into_iter().chain(observers.iter().filter_map(|key| key.parse().ok())).collect()
         }
         Kind::Task => {
             let spec = contested::read(document, &task::spec());

@@ -298,6 +298,11 @@ impl Tx<'_> {
         set_meta(self.sql, "suspended", why.as_str().as_bytes())
     }
 
+    /// Makes the derived tables again from the documents. Nothing changes if they were right.
+    pub fn rebuild_views(&mut self) -> Result<(), StoreError> {
+        view::rebuild(self.sql)
+    }
+
     /// Follows orders again.
     pub fn resume_orders(&mut self) -> Result<(), StoreError> {
         self.sql.execute("DELETE FROM meta WHERE key = 'suspended'", [])?;

@@ -22,6 +22,9 @@ use crate::random::Random;
 /// When every world begins: 2026-11-20T08:00:00Z.
 pub const BEGIN: Timestamp = Timestamp(1_795_161_600_000);
 
+/// Rare, because a world lives for days and every heartbeat is a commit on both sides.
+const HEARTBEAT: Duration = Duration::from_secs(300);
+
 /// How long a frame is under way.
 const DELAY: Duration = Duration::from_millis(40);
 
@@ -146,7 +149,7 @@ impl World {
     pub fn start(&mut self, origin: Origin) {
         let opening = Opening { folder: self.path(origin), origin, given: self.given("start") };
         let store = Store::open(&opening).expect("the store opens");
-        let heartbeat = Duration::from_secs(30);
+        let heartbeat = HEARTBEAT;
         let engine = match origin {
             Origin::Central => Engine::central(heartbeat),
             Origin::Site(site) => Engine::site(site, heartbeat),

@@ -1,11 +1,13 @@
 //! What people and machines ask for: read, ask policy, change, all in one transaction.
 //!
-//! `site`, `workflow`, `node` and `task` are what people do; `boot` and `report` what machines do. Each
-//! command writes the documents and the journal entry together. Whether the caller may ask at all is
-//! decided before, at the door through which it came.
+//! `site`, `workflow`, `node` and `task` are what people do; `boot` and `report` what machines do; `content`
+//! is what a site fetched. Each command writes the documents and the journal entry together. Whether the
+//! caller may ask at all is decided before, at the door through which it came.
 
 pub mod site;
+pub mod enrolment;
 pub mod workflow;
+pub mod content;
 pub mod node;
 pub mod task;
 pub mod boot;
@@ -17,6 +19,15 @@ use crate::{StoreError, Tx};
 
 fn refused<T>(why: impl Into<String>) -> Result<T, StoreError> {
     Err(StoreError::Refused(sync::policy::Reason::new(why)))
+}
+
+/// Peers take no longer text in a register, so none is written.
+fn check_text(what: &str, text: &str) -> Result<(), StoreError> {
+    let most = sync::document::register::MAX_SCALAR;
+    if text.len() > most {
+        return refused(format!("{what} of {} bytes is too long: at most {most} are kept", text.len()));
+    }
+    Ok(())
 }
 
 fn unknown(what: &str, id: impl std::fmt::Display) -> StoreError {

@@ -9,7 +9,7 @@ use sync::{
     policy::{Verdict, Wanted, lifecycle},
 };
 
-use super::{refused, register_set, unknown};
+use super::{check_text, refused, register_set, unknown};
 use crate::{StoreError, Tx, view::NodeRow};
 
 /// What people change about a node; what is absent stays.
@@ -31,6 +31,9 @@ pub struct NodeEdit {
     #[serde(default)]
     pub why: String,
 }
+
+/// Tags of one edit: with their registers they stay far below the largest change that peers take.
+const MAX_TAGS: usize = 8;
 
 /// Registers a machine before it was ever seen, at home in `home`.
 ///
@@ -72,6 +75,14 @@ pub fn edit(tx: &mut Tx<'_>, id: NodeId, new: &NodeEdit) -> Result<NodeRow, Stor
     }
     if let Some(key) = new.tags.keys().find(|key| key.is_empty() || key.len() > 128) {
         return refused(format!("`{key}` is no name for a tag: use 1 to 128 bytes"));
+    }
+    let tags = new.tags.iter().filter_map(|(key, value)| Some((key.as_str(), value.as_deref()?)));
+    let texts = [("address", new.address.as_deref()), ("notes", new.notes.as_deref()), ("why", Some(&*new.why))];
+    for (what, text) in tags.chain(texts.iter().filter_map(|(what, text)| Some((*what, (*text)?)))) {
+        check_text(what, text)?;
+    }
+    if new.tags.len() > MAX_TAGS {
+        return refused(format!("at most {MAX_TAGS} tags are changed at once"));
     }
     let mut facts: Vec<(String, String)> = Vec::new();
     let why = new.why.as_str();

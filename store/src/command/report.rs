@@ -149,7 +149,8 @@ pub fn register(
 fn write_evidence(tx: &mut Tx<'_>, node: &NodeRow, it: &Registration) -> Result<(), StoreError> {
     let mut fresh: Vec<(&'static str, String)> = Vec::new();
     for name in node::EVIDENCE {
-        if let Some(value) = it.evidence.get(name).map(|value| value.trim())
+        // What no firmware says is not evidence of hardware.
+        if let Some(value) = it.evidence.get(name).map(|value| value.trim()).filter(|value| value.len() <= 256)
             && !PLACEHOLDERS.contains(&value.to_lowercase().as_str())
             && node.evidence.get(name).map(String::as_str) != Some(value)
         {

@@ -9,7 +9,7 @@ use sync::{
     policy::Autonomy,
 };
 
-use super::{refused, register_set, unknown};
+use super::{check_text, refused, register_set, unknown};
 use crate::{StoreError, Tx, view::SiteRow};
 
 /// Settings that are to change; what is absent stays.
@@ -42,6 +42,8 @@ pub fn create(tx: &mut Tx<'_>, name: &str, description: &str, location: &str) ->
     if let Some(site) = tx.view().site_by_name(name)? {
         return refused(format!("site {} is called `{name}` already", site.id));
     }
+    check_text("description", description)?;
+    check_text("location", location)?;
     let id: SiteId = tx.new_id()?.into();
     let identity = Identity {
         name: name.to_string(),

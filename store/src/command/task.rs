@@ -27,6 +27,9 @@ pub struct NewTask {
     pub tags: BTreeMap<String, String>,
 }
 
+/// Parameters, or tags, of one task: with the largest values they fit the largest change that peers take.
+const MAX_ENTRIES: usize = 64;
+
 /// Creates a task for the node's home site and issues its order, which lives as long as that site allows.
 ///
 /// # Errors
@@ -48,6 +51,18 @@ pub fn create(tx: &mut Tx<'_>, new: &NewTask) -> Result<TaskRow, StoreError> {
     let version = new.version.unwrap_or(newest);
     if !workflow.versions.contains_key(&version) {
         return Err(unknown("version", format!("{version} of workflow {}", workflow.name)));
+    }
+    for (what, map) in [("parameter", &new.parameters), ("tag", &new.tags)] {
+        if map.len() > MAX_ENTRIES {
+            return refused(format!("a task has at most {MAX_ENTRIES} {what}s"));
+        }
+        for (key, value) in map {
+            if key.is_empty() || key.len() > 128 || value.len() > 256 {
+                return refused(format!(
+                    "{what} `{key}`: names have 1 to 128 bytes, values at most 256"
+                ));
+            }
+        }
     }
     let site = tx.view().site(home)?.ok_or_else(|| unknown("site", home))?;
     let id: TaskId = tx.new_id()?.into();

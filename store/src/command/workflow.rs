@@ -9,7 +9,7 @@ use sync::{
     journal::Event,
 };
 
-use super::{refused, unknown};
+use super::{check_text, refused, unknown};
 use crate::{StoreError, Tx, view::WorkflowRow};
 
 /// A version to be published.
@@ -33,6 +33,10 @@ pub const ROLES: [&str; 3] = ["kernel", "initrd", "image"];
 pub fn create(tx: &mut Tx<'_>, identity: &Identity, version: &NewVersion) -> Result<WorkflowRow, StoreError> {
     if identity.name.trim().is_empty() {
         return refused("a workflow needs a name");
+    }
+    let Identity { name, os_family, arch, boot_method } = identity;
+    for (what, text) in [("name", name), ("os_family", os_family), ("arch", arch), ("boot_method", boot_method)] {
+        check_text(what, text)?;
     }
     if let Some(other) = tx.view().workflows()?.into_iter().find(|other| other.name == identity.name) {
         return refused(format!("workflow {} is called `{}` already", other.id, identity.name));
@@ -76,6 +80,7 @@ fn publish_version(
     if new.kernel_args.contains(['\n', '\r']) {
         return refused("kernel arguments stand on one line");
     }
+    check_text("kernel_args", &new.kernel_args)?;
     let version = Version {
         files: new.files.iter().map(|(role, (digest, _))| (role.clone(), *digest)).collect(),
         sizes: new.files.iter().map(|(role, (_, size))| (role.clone(), *size)).collect(),

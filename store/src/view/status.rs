@@ -26,7 +26,8 @@ pub struct PeerRow {
     pub clock: Option<Timestamp>,
     /// What it told of itself.
     pub telemetry: Option<Telemetry>,
-    /// Whether both held the same when they last compared.
+    /// Whether both hold the same; nothing if something moved since they compared. A difference stays
+    /// until a comparison finds none.
     pub agrees: Option<bool>,
     /// When they last compared.
     pub compared_at: Option<Timestamp>,

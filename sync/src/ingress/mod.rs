@@ -6,8 +6,8 @@
 //! 1. [`lint`](lint()): the bytes alone, in bounded time and memory;
 //! 2. [`parse`]: decoded under guard, and the same bytes again when encoded;
 //! 3. [`check`]: against the document that it extends: history, schema, values;
-//! 4. authorisation: whether the delivering site may write that. Not here yet; its place is marked in
-//!    [`admit`], and [`Verified::writes`] is what it will ask about;
+//! 4. authorisation: whether the delivering site may write that. Not here yet; its place is marked
+//!    below, and [`Verified::writes`] is what it will ask about;
 //! 5. [`extend`] and [`verify`]: applied to a copy, saved, loaded, compared.
 //!
 //! [`admit`] walks a batch through all of it. Peers send `Change::raw_bytes`, never `Change::bytes`, which
@@ -662,15 +662,11 @@ mod tests {
                 }
             } else {
                 let replica = &mut replicas[turn];
-                let batch = (0..random.below(6))
-                    .filter(|_| !replica.inbox.is_empty())
-                    .collect::<Vec<_>>()
-                    .into_iter()
-                    .map_while(|_| {
-                        let left = replica.inbox.len();
-                        (left > 0).then(|| replica.inbox.swap_remove(random.below(left)))
-                    })
-                    .collect();
+                let mut batch = Vec::new();
+                for _ in 0..random.below(6).min(replica.inbox.len()) {
+                    let any = random.below(replica.inbox.len());
+                    batch.push(replica.inbox.swap_remove(any));
+                }
                 let found = replica.receive(batch, seed);
                 accepted += found.0;
                 parked += found.1;

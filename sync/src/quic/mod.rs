@@ -23,7 +23,7 @@ use std::io;
 
 use quinn::{ConnectionError, VarInt};
 
-pub use quinn::{Connection, Endpoint};
+pub use quinn::{Connection, Endpoint, RecvStream, SendStream};
 
 /// ALPN of a session between a site and central (RFC 7301).
 pub const SESSION: &[u8] = b"holdfast/1";
