@@ -134,7 +134,7 @@ pub(crate) fn tell(narrator: &mut Narrator, fault: Option<Fault>) -> Result<Runn
     narrator.check("an unknown machine is held, and its screen says where and why", held, format!("{told:?}"))?;
     narrator.wait("lyon knows that it is cut off", SOON, || {
         let status = lyon.rest.show("/agent/status");
-        (status["link"] == "offline", status)
+        (status["link"]["state"] == "offline", status)
     })?;
 
     narrator.part("4. Meanwhile, at central");
@@ -193,9 +193,9 @@ pub(crate) fn tell(narrator: &mut Narrator, fault: Option<Fault>) -> Result<Runn
     }
     for site in [&lyon, &oslo] {
         narrator.wait(&format!("{}'s work is acknowledged, and both sides hold the same", site.name), SOON, || {
-            let here = site.rest.show("/agent/status");
+            let here = site.rest.show("/agent/status")["link"].clone();
             let there = central.rest.show(&format!("/sites/{}", site.id));
-            let holds = here["link"] == "connected"
+            let holds = here["state"] == "connected"
                 && here["acknowledged"] == here["end"]
                 && there["acknowledged"] == there["end"]
                 && here["agrees"] == true

@@ -412,6 +412,16 @@ impl Site {
         *self = Site::start_at(&[], &self.folder, &self.name, &self.id, &ports);
     }
 
+    /// Starts it again after its end and kills it `after` that, however far it has got.
+    pub fn stumble(&mut self, after: Duration) {
+        self.program.kill();
+        let config = self.config.display().to_string();
+        let log = self.folder.join("site.log");
+        let mut program = Program::start(&self.name, "holdfast-site", &["run", "--config", &config], &log);
+        std::thread::park_timeout(after);
+        program.kill();
+    }
+
     /// Its data folder.
     pub fn data(&self) -> PathBuf {
         self.folder.join("data")

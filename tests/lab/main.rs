@@ -34,3 +34,5 @@ mod disk;
 
 mod baseline;
 mod rehearsal;
+
+mod story;
