@@ -1,1 +1,23 @@
-//! placeholder
+//! The fleet: where it is designed, watched and invited.
+//!
+//! [`config`] is what a person sets, [`server`] starts everything and ends it, [`event_loop`] owns the
+//! program's time and chance. `hub` lets sites in and replicates with them, [`enrolment`] makes machines
+//! into sites, `http` is the operators' API, `content` how blobs leave. [`client`] talks to a running server.
+//!
+//! Deliberately absent: boot services, which are a site's, and everything that a site must be able to
+//! decide alone.
+
+pub mod config;
+pub mod failure;
+
+pub mod event_loop;
+pub mod server;
+
+pub mod enrolment;
+
+mod hub;
+
+mod content;
+mod http;
+
+pub mod client;

@@ -1,1 +1,196 @@
-fn main(){}
+//! `holdfast-central`: the command line.
+
+use std::{
+    io::{self, Write},
+    net::SocketAddr,
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use central::{
+    client::Client,
+    config::{self, Config, Layer},
+    event_loop,
+    failure::{Exit, Failure},
+    server::{ADMIN_TOKEN, Server},
+};
+use clap::{Args, Parser, Subcommand};
+
+const AFTER: &str = "\
+Exit codes:
+  0  done
+  1  failed while running
+  2  the command line cannot be understood
+  3  the configuration cannot be used
+  4  an address cannot be listened on
+  5  the data folder cannot be used
+  6  the server was not reached, or refused
+
+A flag wins over the environment, which wins over the file, which wins over the default.";
+
+const SERVE_EXAMPLES: &str = "\
+Examples:
+  holdfast-central serve
+  holdfast-central serve --data-dir /var/lib/holdfast-central
+  holdfast-central serve --listen-quic 127.0.0.1:0 --listen-http 127.0.0.1:0
+
+Prints `quic ADDRESS`, `http ADDRESS` and `ready` on stdout once it listens; logs go to stderr.
+Ends in order on SIGTERM and SIGINT.";
+
+const TOKEN_EXAMPLES: &str = "\
+Examples:
+  holdfast-central token create --site lyon
+  holdfast-central token create --site lyon --describe 'Branch office Lyon, 2nd floor'
+
+Prints the token alone on stdout. It is good for one machine and one day:
+  holdfast-site enroll --central HOST:7443 --token TOKEN --name lyon";
+
+/// Holdfast central: the fleet, its sites, and what they boot.
+#[derive(Parser)]
+#[command(name = "holdfast-central", version, after_help = AFTER)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    #[command(flatten)]
+    settings: Settings,
+}
+
+#[derive(Args)]
+struct Settings {
+    /// Configuration file (TOML) [default: holdfast-central.toml, if it is there]
+    #[arg(long, global = true, value_name = "FILE", env = "HOLDFAST_CENTRAL_CONFIG")]
+    config: Option<PathBuf>,
+    /// Folder of database, content and keys [default: holdfast-central]
+    #[arg(long, global = true, value_name = "FOLDER", env = "HOLDFAST_CENTRAL_DATA_DIR")]
+    data_dir: Option<PathBuf>,
+    /// UDP address for sites [default: [::]:7443]
+    #[arg(long, global = true, value_name = "ADDRESS", env = "HOLDFAST_CENTRAL_LISTEN_QUIC")]
+    listen_quic: Option<SocketAddr>,
+    /// TCP address for operators [default: 127.0.0.1:8443]
+    #[arg(long, global = true, value_name = "ADDRESS", env = "HOLDFAST_CENTRAL_LISTEN_HTTP")]
+    listen_http: Option<SocketAddr>,
+    /// Serve operators without TLS on other addresses than loopback
+    #[arg(long, global = true, value_name = "BOOL", num_args = 0..=1, require_equals = true,
+          default_missing_value = "true", env = "HOLDFAST_CENTRAL_ALLOW_PLAIN_HTTP")]
+    allow_plain_http: Option<bool>,
+    /// Which log lines are written, as in RUST_LOG [default: info]
+    #[arg(long, global = true, value_name = "FILTER", env = "HOLDFAST_CENTRAL_LOG")]
+    log: Option<String>,
+    /// Seconds between signs of life of a session, 1 to 300 [default: 30]
+    #[arg(long, global = true, value_name = "SECONDS", env = "HOLDFAST_CENTRAL_HEARTBEAT_S")]
+    heartbeat_s: Option<u64>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Runs central until it is asked to end
+    #[command(after_help = SERVE_EXAMPLES)]
+    Serve,
+    /// Invites sites
+    #[command(subcommand)]
+    Token(TokenCommand),
+    /// Looks at the configuration
+    #[command(subcommand)]
+    Config(ConfigCommand),
+}
+
+#[derive(Subcommand)]
+enum TokenCommand {
+    /// Makes a token with which one machine becomes a site
+    #[command(after_help = TOKEN_EXAMPLES)]
+    Create {
+        /// Name of the site: a-z, 0-9 and hyphens; described anew if there is none
+        #[arg(long, value_name = "NAME")]
+        site: String,
+        /// For people, when the site is new
+        #[arg(long, value_name = "TEXT", default_value = "")]
+        describe: String,
+        /// The running server [default: http:// and `listen_http`]
+        #[arg(long, value_name = "URL", env = "HOLDFAST_CENTRAL_SERVER")]
+        server: Option<String>,
+    },
+}
+
+#[derive(Subcommand)]
+enum ConfigCommand {
+    /// Checks the configuration and prints what holds
+    #[command(after_help = "Examples:\n  holdfast-central config check --config /etc/holdfast/central.toml")]
+    Check,
+}
+
+fn main() -> ExitCode {
+    let Cli { command, settings } = Cli::parse();
+    match run(command, settings) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("{failure}");
+            ExitCode::from(failure.exit as u8)
+        }
+    }
+}
+
+fn run(command: Command, settings: Settings) -> Result<(), Failure> {
+    let file = settings.config.clone();
+    let config::Read { config, file } = config::read(file.as_deref(), settings.into())?;
+    match command {
+        Command::Serve => serve(&config),
+        Command::Token(TokenCommand::Create { site, describe, server }) => {
+            let url = server.unwrap_or_else(|| config.http_url());
+            create_token(&config, &url, &site, &describe)
+        }
+        Command::Config(ConfigCommand::Check) => {
+            let source = file.map_or("no file; defaults".into(), |file| file.display().to_string());
+            say(&format!("# {source}, environment and flags\n{config}"))
+        }
+    }
+}
+
+fn serve(config: &Config) -> Result<(), Failure> {
+    let filter = config.log_filter().expect("a checked configuration has a filter");
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|error| {
+        Failure::new(
+            Exit::Running,
+            "the program could not start its threads",
+            error.to_string(),
+            "raise the limits on threads and open files of this user",
+        )
+    })?;
+    let announce = |server: &Server| {
+        // Whoever closed stdout does not wait for these lines.
+        drop(say(&format!("quic {}\nhttp {}\nready\n", server.quic(), server.http())));
+    };
+    runtime.block_on(event_loop::serve(config, announce))
+}
+
+fn create_token(config: &Config, url: &str, site: &str, describe: &str) -> Result<(), Failure> {
+    let client = Client::open(url, &config.data_dir.join(ADMIN_TOKEN))?;
+    let invitation = client.invite(site, describe)?;
+    if invitation.is_new {
+        eprintln!("site {site} is new");
+    } else if !describe.is_empty() {
+        eprintln!("site {site} is there already; its description stays as it is");
+    }
+    eprintln!("good for one machine until {}", invitation.expires_at);
+    say(&format!("{}\n", invitation.token))
+}
+
+fn say(text: &str) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(|error| {
+        Failure::new(
+            Exit::Running,
+            "the answer could not be written to stdout",
+            error.to_string(),
+            "check where stdout leads to",
+        )
+    })
+}
+
+impl From<Settings> for Layer {
+    fn from(settings: Settings) -> Self {
+        let Settings { config: _, data_dir, listen_quic, listen_http, allow_plain_http, log, heartbeat_s } =
+            settings;
+        Layer { data_dir, listen_quic, listen_http, allow_plain_http, log, heartbeat_s }
+    }
+}

@@ -1,1 +1,32 @@
-//! placeholder
+//! One branch office: what boots its machines and keeps doing so while central is away.
+//!
+//! [`event_loop`] starts everything and owns time and chance; [`agent`] is what the services share.
+//! A machine comes in by [`dhcp`], [`tftp`] or [`http`]; [`sight`] reads what the replica knows of it, [`boot`]
+//! decides, pure, what it is told. [`link`] keeps the replication session with central and [`cache`] fetches
+//! content over it; no service waits for either. [`config`], [`identity`], [`token`] and [`status`] are what a
+//! person sets, who this site is, what machines prove themselves with, and what works here now.
+//!
+//! Deliberately absent in this version: leases, discovery, the console, proposals, claims, and the node
+//! program.
+
+pub mod config;
+pub mod identity;
+pub mod token;
+pub mod error;
+
+pub mod boot;
+pub mod sight;
+
+pub mod dhcp;
+pub mod tftp;
+pub mod http;
+
+pub mod cache;
+pub mod link;
+pub mod status;
+
+pub mod agent;
+pub mod event_loop;
+
+#[cfg(test)]
+mod testing;

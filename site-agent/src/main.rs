@@ -1,1 +1,309 @@
-fn main(){}
+//! `holdfast-site`: makes this machine a site, and runs it.
+//!
+//! Standard output is for whoever called: ids, addresses, the status. The log goes to standard error. Exit
+//! status: 0 done, 1 not done, 2 a wrong command line.
+
+use std::{
+    fmt::Display,
+    io::{self, Write as _},
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
+
+use clap::{Args, Parser, Subcommand};
+use site_agent::{
+    config::{self, Config, Settings},
+    error::chain,
+    event_loop::{self, Listening, client, entropy},
+    identity::{DataDir, IdentityError},
+    status::Status,
+};
+use sync::quic::{
+    driver::{resolve, wall},
+    enrol::{self, Token},
+};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+#[derive(Parser)]
+#[command(name = "holdfast-site", version, about = "Boots and installs the machines of one site, with or without central")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    #[command(flatten)]
+    flags: Flags,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Makes this machine a site: gets its certificate from central for a token
+    #[command(after_help = "Example: holdfast-site enroll --central central.example:7443 --token hf1.… --name lyon")]
+    Enroll {
+        /// One-time token from central (hf1.…)
+        #[arg(long, env = "HOLDFAST_SITE_TOKEN", hide_env_values = true)]
+        token: String,
+        /// What the site is called
+        #[arg(long, env = "HOLDFAST_SITE_NAME")]
+        name: String,
+    },
+    /// Serves the machines of this site until it is told to stop (SIGTERM or Ctrl-C)
+    Run,
+    /// Shows what works here now
+    Status {
+        /// As JSON, for programs
+        #[arg(long)]
+        json: bool,
+        /// Address of the agent; by default the one that it wrote into its data folder
+        #[arg(long)]
+        url: Option<String>,
+    },
+    /// What is configured
+    Config {
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
+}
+
+#[derive(Subcommand)]
+enum ConfigCommand {
+    /// Checks the configuration and prints what is in force
+    Check,
+}
+
+/// Flags win over the environment, which wins over the file.
+#[derive(Args)]
+struct Flags {
+    /// Configuration file; by default /etc/holdfast/site.toml if it is there
+    #[arg(long, env = "HOLDFAST_SITE_CONFIG", global = true)]
+    config: Option<PathBuf>,
+    /// Folder of everything that this program keeps
+    #[arg(long, env = "HOLDFAST_SITE_DATA_DIR", global = true)]
+    data_dir: Option<PathBuf>,
+    /// Address by which machines reach this site
+    #[arg(long, env = "HOLDFAST_SITE_BOOT_ADDRESS", global = true)]
+    boot_address: Option<Ipv4Addr>,
+    /// Interface to listen on for DHCP
+    #[arg(long, env = "HOLDFAST_SITE_INTERFACE", global = true)]
+    interface: Option<String>,
+    /// Address and port of HTTP for machines
+    #[arg(long, env = "HOLDFAST_SITE_LISTEN_HTTP", global = true)]
+    listen_http: Option<SocketAddr>,
+    /// UDP port of DHCP; 0 takes a free one
+    #[arg(long, env = "HOLDFAST_SITE_DHCP_PORT", global = true)]
+    dhcp_port: Option<u16>,
+    /// UDP port of the boot server; 0 takes a free one
+    #[arg(long, env = "HOLDFAST_SITE_PXE_PORT", global = true)]
+    pxe_port: Option<u16>,
+    /// UDP port of TFTP; 0 takes a free one
+    #[arg(long, env = "HOLDFAST_SITE_TFTP_PORT", global = true)]
+    tftp_port: Option<u16>,
+    /// Whether DHCP requests are answered: true or false
+    #[arg(long, env = "HOLDFAST_SITE_DHCP", global = true)]
+    dhcp: Option<bool>,
+    /// Folder of the boot loaders
+    #[arg(long, env = "HOLDFAST_SITE_LOADERS_DIR", global = true)]
+    loaders_dir: Option<PathBuf>,
+    /// Central as host:port
+    #[arg(long, env = "HOLDFAST_SITE_CENTRAL", global = true)]
+    central: Option<String>,
+    /// Which log lines are written, as in `info,site_agent=debug`
+    #[arg(long, env = "HOLDFAST_SITE_LOG", global = true)]
+    log: Option<String>,
+    /// Seconds between two questions of a machine that is held
+    #[arg(long, env = "HOLDFAST_SITE_HOLD_WAIT_S", global = true)]
+    hold_wait_s: Option<u32>,
+    /// Questions of a machine that is held
+    #[arg(long, env = "HOLDFAST_SITE_HOLD_TRIES", global = true)]
+    hold_tries: Option<u32>,
+}
+
+impl Flags {
+    /// What is set, with the file below the flags and the environment.
+    fn settings(self) -> Result<Settings, Failure> {
+        let file = self.config.unwrap_or_else(|| config::DEFAULT_FILE.into());
+        let below = Settings::load(&file).map_err(|error| Failure::new(chain(&error), "", error.next()))?;
+        let over = Settings {
+            data_dir: self.data_dir,
+            boot_address: self.boot_address,
+            interface: self.interface,
+            listen_http: self.listen_http,
+            dhcp_port: self.dhcp_port,
+            pxe_port: self.pxe_port,
+            tftp_port: self.tftp_port,
+            dhcp: self.dhcp,
+            loaders_dir: self.loaders_dir,
+            central: self.central,
+            log: self.log,
+            hold_wait_s: self.hold_wait_s,
+            hold_tries: self.hold_tries,
+        };
+        Ok(over.over(below))
+    }
+
+    fn complete(self) -> Result<Config, Failure> {
+        let settings = self.settings()?;
+        settings.complete().map_err(|error| Failure::new(&error, "", error.next()))
+    }
+}
+
+/// What is said to a person when something was not done.
+struct Failure(String);
+
+impl Failure {
+    fn new(what: impl Display, why: impl Display, next: impl Display) -> Self {
+        let why = why.to_string();
+        let why = if why.is_empty() { String::new() } else { format!("\n  why: {why}") };
+        Failure(format!("error: {what}{why}\n  next: {next}"))
+    }
+
+    fn of(error: &(dyn std::error::Error + 'static), next: &str) -> Self {
+        let why = error.source().map(chain).unwrap_or_default();
+        Failure::new(error, why, next)
+    }
+}
+
+impl From<IdentityError> for Failure {
+    fn from(error: IdentityError) -> Self {
+        Failure::of(&error, error.next())
+    }
+}
+
+fn main() -> ExitCode {
+    match start(Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure(text)) => {
+            eprintln!("{text}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(cli: Cli) -> Result<(), Failure> {
+    match cli.command {
+        Command::Config { command: ConfigCommand::Check } => {
+            let config = cli.flags.complete()?;
+            say(&config)
+        }
+        Command::Enroll { token, name } => {
+            let settings = cli.flags.settings()?;
+            log(settings.log.as_deref().unwrap_or("warn"))?;
+            runtime()?.block_on(enroll(settings, &token, &name))
+        }
+        Command::Run => {
+            let config = cli.flags.complete()?;
+            log(&config.log)?;
+            runtime()?.block_on(run(&config))
+        }
+        Command::Status { json, url } => status(cli.flags.settings()?, json, url),
+    }
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    let built = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    built.map_err(|error| Failure::new("the program cannot start its threads", error, "free memory and start again"))
+}
+
+fn log(filter: &str) -> Result<(), Failure> {
+    let filter = EnvFilter::try_new(filter).map_err(|error| {
+        Failure::new(format!("`{filter}` is no filter for the log"), error, "use info, debug, or info,site_agent=debug")
+    })?;
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(false).init();
+    Ok(())
+}
+
+fn say(text: impl Display) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    let said = write!(out, "{text}").and_then(|()| out.flush());
+    said.map_err(|error| Failure::new("the answer cannot be written", error, "check where standard output goes"))
+}
+
+async fn enroll(settings: Settings, token: &str, name: &str) -> Result<(), Failure> {
+    let central = settings.central.ok_or_else(|| {
+        Failure::new("central is not named", "", "give --central HOST:PORT; the port is 7443 unless changed")
+    })?;
+    let token: Token = token.parse().map_err(|error: enrol::ParseTokenError| {
+        Failure::new("this is no token", error, "copy the token that central printed, whole")
+    })?;
+    let data = DataDir::open(&settings.data_dir.unwrap_or_else(|| config::DEFAULT_DATA_DIR.into()))?;
+    match data.enrolment() {
+        Ok(enrolment) => return Err(IdentityError::AlreadyEnrolled { site: enrolment.site }.into()),
+        Err(IdentityError::NotEnrolled { .. }) => {}
+        Err(error) => return Err(error.into()),
+    }
+    // Stored before it is used: if the answer is lost, the same key may ask again with the same token.
+    let key = data.key()?;
+    let keys = data.endpoint_keys(entropy())?;
+    let address = resolve(&central).await.map_err(|error| {
+        Failure::new(format!("central {central} cannot be found"), error, "check the name and the port, as in host:7443")
+    })?;
+    let endpoint = client(&keys)
+        .map_err(|error| Failure::new("no UDP socket can be opened", error, "check the network of this machine"))?;
+    let enrolled = enrol::enrol(&endpoint, address, &token, name, &key, Arc::new(wall)).await;
+    let enrolled = enrolled.map_err(|error| Failure(error.explain()))?;
+    data.keep(&enrolled, name, &central)?;
+    endpoint.wait_idle().await;
+    say(format_args!("{}\n", enrolled.site))
+}
+
+async fn run(config: &Config) -> Result<(), Failure> {
+    let ready = |listening: &Listening| {
+        let mut out = io::stdout().lock();
+        writeln!(out, "http {}", listening.http)?;
+        if let Some((dhcp, pxe)) = listening.dhcp {
+            writeln!(out, "dhcp {dhcp}\npxe {pxe}")?;
+        }
+        writeln!(out, "tftp {}\nready", listening.tftp)?;
+        out.flush()
+    };
+    let no_signals = |error| Failure::new("signals cannot be watched", error, "start again");
+    let mut terminate = signal(SignalKind::terminate()).map_err(no_signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(no_signals)?;
+    let end = async {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    event_loop::run(config, ready, end).await.map_err(|error| Failure::of(&error, error.next()))
+}
+
+fn status(settings: Settings, json: bool, url: Option<String>) -> Result<(), Failure> {
+    let data = DataDir::open(&settings.data_dir.unwrap_or_else(|| config::DEFAULT_DATA_DIR.into()))?;
+    let token = data.known_admin_token()?.ok_or_else(|| {
+        Failure::new("the agent has never run here", "there is no admin-token in its data folder", "start it with `holdfast-site run`, or give its --data-dir")
+    })?;
+    let base = match (url, data.http_address()?) {
+        (Some(url), _) => url,
+        (None, Some(address)) => format!("http://{}", local(address)),
+        (None, None) => "http://127.0.0.1:8080".into(),
+    };
+    let unreachable = |why: String| {
+        Failure::new(format!("the agent at {base} does not answer"), why, "start it with `holdfast-site run`, and read its log")
+    };
+    let client: ureq::Agent =
+        ureq::Agent::config_builder().timeout_global(Some(Duration::from_secs(10))).build().into();
+    let asked = client
+        .get(format!("{}/api/v1/agent/status", base.trim_end_matches('/')))
+        .header("Authorization", format!("Bearer {token}"))
+        .call();
+    let mut answer = asked.map_err(|error| unreachable(error.to_string()))?;
+    let text = answer.body_mut().read_to_string().map_err(|error| unreachable(error.to_string()))?;
+    if json {
+        return say(format_args!("{text}\n"));
+    }
+    let status: Status = serde_json::from_str(&text).map_err(|error| {
+        Failure::new("the agent's answer cannot be read", error, "bring both programs to the same version, or use --json")
+    })?;
+    say(status)
+}
+
+/// An address that this machine reaches the agent at.
+fn local(address: SocketAddr) -> SocketAddr {
+    match address.ip().is_unspecified() {
+        true => (Ipv4Addr::LOCALHOST, address.port()).into(),
+        false => address,
+    }
+}

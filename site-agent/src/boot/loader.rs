@@ -38,6 +38,9 @@ pub const TABLE: [Row; 3] = [
 /// drivers for a person who wants it.
 pub const FILES: [&str; 3] = ["undionly.kpxe", "snponly.efi", "ipxe.efi"];
 
+/// Name of a loader that no site has. Firmware that is to go on to its disk is sent for it over HTTP.
+pub const NO_LOADER: &str = "none.efi";
+
 /// Where machines of this site reach its services.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BootServer {

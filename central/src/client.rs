@@ -1,0 +1,122 @@
+//! Talks to a running server over its REST, for commands on the same machine.
+//!
+//! Not the operator's client: only what a person needs before there is any site.
+
+use std::{fs, path::Path, time::Duration};
+
+use serde_json::{Value, json};
+
+use crate::failure::{Exit, Failure};
+
+/// A server and the right to ask it.
+pub struct Client {
+    agent: ureq::Agent,
+    url: String,
+    token: String,
+}
+
+/// A token that was made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Invitation {
+    /// For `holdfast-site enroll`. A secret until it is used.
+    pub token: String,
+    /// End of its life, RFC 3339.
+    pub expires_at: String,
+    /// Whether the site was described just now.
+    pub is_new: bool,
+}
+
+impl Client {
+    /// Reads the administrator's token from `token_file`, for the server at `url` (`http://host:port`).
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn open(url: &str, token_file: &Path) -> Result<Self, Failure> {
+        let token = fs::read_to_string(token_file).map_err(|error| {
+            Failure::new(
+                Exit::Server,
+                format!("the administrator's token cannot be read from {}", token_file.display()),
+                error.to_string(),
+                "name the server's data folder with `--data-dir` (the first `serve` makes the token there), and \
+                 run this as its owner",
+            )
+        })?;
+        let agent = ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            // The server is on this machine; a proxy of the environment would only get the token.
+            .proxy(None)
+            .timeout_global(Some(Duration::from_secs(30)))
+            .build()
+            .into();
+        Ok(Client { agent, url: url.trim_end_matches('/').into(), token: token.trim().into() })
+    }
+
+    /// Makes a token for the site with this name, which is described first if there is none.
+    ///
+    /// # Errors
+    /// When the server is not reached or refuses.
+    pub fn invite(&self, name: &str, description: &str) -> Result<Invitation, Failure> {
+        let what = format!("no token was made for site `{name}`");
+        // A name never needs escaping; what is none is refused by the server when the site is created.
+        let plain = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+        let known = plain && !name.is_empty() && {
+            let (status, body) = self.call(&what, "GET", &format!("/sites/{name}"), None)?;
+            match status {
+                200 => true,
+                404 if body["type"] == "urn:holdfast:problem:not-found" => false,
+                _ => return Err(self.refused(what, status, &body)),
+            }
+        };
+        if !known {
+            let site = json!({ "name": name, "description": description });
+            let (status, body) = self.call(&what, "POST", "/sites", Some(&site))?;
+            if status != 201 {
+                return Err(self.refused(what, status, &body));
+            }
+        }
+        let (status, body) = self.call(&what, "POST", &format!("/sites/{name}/token"), None)?;
+        match (status, body["token"].as_str(), body["expires_at"].as_str()) {
+            (201, Some(token), Some(expires_at)) => {
+                Ok(Invitation { token: token.into(), expires_at: expires_at.into(), is_new: !known })
+            }
+            _ => Err(self.refused(what, status, &body)),
+        }
+    }
+
+    fn call(
+        &self,
+        what: &str,
+        method: &str,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<(u16, Value), Failure> {
+        let url = format!("{}/api/v1{path}", self.url);
+        let bearer = format!("Bearer {}", self.token);
+        let answer = match (method, body) {
+            ("GET", _) => self.agent.get(&url).header("authorization", &bearer).call(),
+            (_, Some(body)) => self.agent.post(&url).header("authorization", &bearer).send_json(body),
+            (_, None) => self.agent.post(&url).header("authorization", &bearer).send_empty(),
+        };
+        let mut answer = answer.map_err(|error| {
+            Failure::new(
+                Exit::Server,
+                what,
+                format!("the server at {} does not answer: {error}", self.url),
+                "start it with `holdfast-central serve`, or name it with `--server`",
+            )
+        })?;
+        // What is no JSON comes from somebody else and shows as a status without a reason.
+        let body = answer.body_mut().read_json().unwrap_or(Value::Null);
+        Ok((answer.status().as_u16(), body))
+    }
+
+    fn refused(&self, what: String, status: u16, body: &Value) -> Failure {
+        let text = |field: &str| body[field].as_str().map(str::to_string);
+        let why = match (text("detail"), text("why")) {
+            (Some(detail), Some(why)) => format!("{detail}: {why}"),
+            _ => format!("{} answered {status}, which is not what a Holdfast central says", self.url),
+        };
+        let next = text("next").unwrap_or_else(|| "name the right server with `--server`".into());
+        Failure::new(Exit::Server, what, why, next)
+    }
+}

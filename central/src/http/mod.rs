@@ -1,0 +1,129 @@
+//! The operators' API, `/api/v1`.
+//!
+//! [`router`] lists every route. `error` is how it says no, `auth` who may ask, `extract` what may be asked;
+//! then one file per thing that is asked for. Handlers are thin: they read the request, run one read or one
+//! command of the store off the runtime, and show what came of it.
+//!
+//! Deliberately absent: pages, TLS, accounts and roles; the total of the journal, which only grows.
+
+mod error;
+
+mod auth;
+mod extract;
+
+mod sites;
+mod nodes;
+mod workflows;
+mod tasks;
+mod blobs;
+mod journal;
+
+use std::sync::Arc;
+
+use axum::{
+    Json, Router,
+    extract::{DefaultBodyLimit, State},
+    http::{Method, Uri},
+    middleware,
+    routing::{get, post, put},
+};
+use serde_json::{Value, json};
+use store::{Store, StoreError, Tx, View};
+use sync::blob::Digest;
+use tokio::sync::oneshot;
+
+use crate::{content::off_runtime, event_loop::Edge};
+use error::Problem;
+
+/// Who the journal names for what comes in with the administrator's token.
+const ADMIN: &str = "admin";
+
+/// What every handler has.
+#[derive(Clone)]
+pub(crate) struct App {
+    store: Store,
+    edge: Edge,
+    /// Digest of the authority's certificate, which stands in tokens.
+    fingerprint: Digest,
+    /// Digest of the administrator's token.
+    admin: Arc<blake3::Hash>,
+}
+
+impl App {
+    pub(crate) fn new(store: Store, edge: Edge, fingerprint: Digest, admin: &str) -> Self {
+        App { store, edge, fingerprint, admin: Arc::new(blake3::hash(admin.as_bytes())) }
+    }
+
+    /// Reads derived tables.
+    async fn read<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&View<'_>) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, Problem> {
+        let store = self.store.clone();
+        Ok(off_runtime(move || store.read(read)).await?)
+    }
+
+    /// Runs a command; answered when it is committed.
+    async fn write<T: Send + 'static>(
+        &self,
+        command: impl FnOnce(&mut Tx<'_>) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, Problem> {
+        let (sender, receiver) = oneshot::channel();
+        self.store.submit(self.edge.given(ADMIN), command, move |outcome| drop(sender.send(outcome)));
+        Ok(receiver.await.unwrap_or(Err(StoreError::Closed))?)
+    }
+}
+
+/// Every route.
+pub(crate) fn router(app: App) -> Router {
+    let operators = Router::new()
+        .route("/sites", get(sites::list).post(sites::create))
+        .route("/sites/{site}", get(sites::show).patch(sites::edit))
+        .route("/sites/{site}/token", post(sites::invite))
+        .route("/sites/{site}/nodes", get(nodes::list_of_site))
+        .route("/nodes", get(nodes::list).post(nodes::create))
+        .route("/nodes/{node}", get(nodes::show).patch(nodes::edit))
+        .route("/workflows", get(workflows::list).post(workflows::create))
+        .route("/workflows/{workflow}", get(workflows::show))
+        .route("/workflows/{workflow}/versions", post(workflows::publish))
+        .route("/tasks", get(tasks::list).post(tasks::create))
+        .route("/tasks/{task}", get(tasks::show))
+        .route("/tasks/{task}/cancel", put(tasks::cancel))
+        .route("/blobs", put(blobs::put))
+        .route("/blobs/{digest}", get(blobs::get))
+        .route("/journal", get(journal::list))
+        .route_layer(middleware::from_fn_with_state(app.clone(), auth::require));
+    let api = operators.route("/health", get(health));
+    Router::new()
+        .nest("/api/v1", api)
+        .fallback(async |uri: Uri| Problem::not_found(format!("there is nothing at {}", uri.path())))
+        .method_not_allowed_fallback(async |method: Method, uri: Uri| {
+            Problem::method_not_allowed(&method, uri.path())
+        })
+        // Bodies are bounded where they are read; blobs have no bound but the disk.
+        .layer(DefaultBodyLimit::disable())
+        .with_state(app)
+}
+
+async fn health(State(app): State<App>) -> Result<Json<Value>, Problem> {
+    app.read(|view| view.count_tasks()).await?;
+    Ok(Json(json!({ "status": "ok", "version": env!("CARGO_PKG_VERSION") })))
+}
+
+/// A page of a list.
+fn page(items: Vec<Value>, total: Option<u64>, next: Option<String>) -> Json<Value> {
+    Json(json!({ "items": items, "total": total, "next": next }))
+}
+
+/// An object with more fields than its row has.
+fn with(row: &impl serde::Serialize, more: Value) -> Value {
+    let mut object = shown(row);
+    if let (Value::Object(object), Value::Object(more)) = (&mut object, more) {
+        object.extend(more);
+    }
+    object
+}
+
+fn shown(row: &impl serde::Serialize) -> Value {
+    serde_json::to_value(row).expect("rows have text keys only and no other failure")
+}

@@ -1,0 +1,293 @@
+//! Starts everything that central is, in order, and ends it in order.
+
+use std::{
+    fs::{self, File, OpenOptions, Permissions},
+    io::{self, Write},
+    net::SocketAddr,
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use store::{Opening, Store};
+use sync::{
+    engine::{Engine, Input},
+    id::{Origin, hex},
+    quic::{
+        driver,
+        endpoint::{Keys, Limits, Listener},
+        tls,
+    },
+};
+use tokio::{net::TcpListener, sync::mpsc};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    config::Config,
+    content::off_runtime,
+    enrolment::ca::Authority,
+    event_loop::Edge,
+    failure::{Exit, Failure, chain},
+    http,
+    hub::{self, Registrar, Replica},
+};
+
+/// Name of the file in the data folder that holds the administrator's token.
+pub const ADMIN_TOKEN: &str = "admin-token";
+
+/// Name of the file in the data folder that holds the secrets of the QUIC endpoint.
+const KEYS: &str = "keys";
+
+/// Name of the file in the data folder that the running server holds locked.
+const LOCK: &str = "lock";
+
+/// How often central's own certificate is made anew. It is good for a year, and some programs run longer.
+const CERTIFICATE: Duration = Duration::from_secs(86_400);
+
+/// How long requests and sessions that are under way may take to end.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A running central.
+pub struct Server {
+    quic: SocketAddr,
+    http: SocketAddr,
+    listener: Arc<Listener>,
+    stopping: CancellationToken,
+    tasks: TaskTracker,
+    store: Store,
+    _lock: File,
+}
+
+impl Server {
+    /// Opens or makes the data folder, listens, and serves.
+    ///
+    /// # Errors
+    /// For people: the data folder is unusable or in use, or an address cannot be listened on.
+    pub async fn start(config: &Config, edge: Edge) -> Result<Self, Failure> {
+        let Data { lock, admin, authority, keys, store } = {
+            let (folder, edge) = (config.data_dir.clone(), edge.clone());
+            off_runtime(move || Data::open(&folder, &edge)).await?
+        };
+        let listener = Arc::new(listen_quic(config, &authority, keys, &edge)?);
+        let (tcp, http) = listen_http(config).await?;
+        let quic =
+            listener.local_address().map_err(|error| cannot_listen("QUIC", config.listen_quic, &error))?;
+
+        let tasks = TaskTracker::new();
+        let stopping = CancellationToken::new();
+        let (sender, sessions) = mpsc::channel(hub::WAITING_SESSIONS);
+        let feed = driver::feed();
+        let told = feed.0.clone();
+        store.watch(move |committed| {
+            for (peer, end) in &committed.grown {
+                told.send(Input::Changed { peer: *peer, end: *end });
+            }
+        });
+        let engine = Engine::central(Duration::from_secs(config.heartbeat_s));
+        let replica = Replica { store: store.clone(), edge: edge.clone(), tasks: tasks.clone() };
+        tasks.spawn(driver::run_central(engine, sessions, feed, replica));
+        let registrar = Arc::new(Registrar::new(store.clone(), Arc::clone(&authority), edge.clone()));
+        tasks.spawn(hub::accept(Arc::clone(&listener), registrar, sender, tasks.clone()));
+        tasks.spawn(stopping.clone().run_until_cancelled_owned(renew_certificate(
+            Arc::clone(&listener),
+            Arc::clone(&authority),
+            edge.clone(),
+        )));
+        let router = http::router(http::App::new(store.clone(), edge, authority.fingerprint(), &admin));
+        let end = stopping.clone();
+        tasks.spawn(async move {
+            let serve = axum::serve(tcp, router).with_graceful_shutdown(end.cancelled_owned());
+            if let Err(error) = serve.await {
+                tracing::error!(%error, "operators are not served any more");
+            }
+        });
+        tracing::info!(
+            %quic, %http, data_dir = %config.data_dir.display(), authority = %authority.fingerprint(),
+            incarnation = %store.incarnation(), "central runs"
+        );
+        Ok(Server { quic, http, listener, stopping, tasks, store, _lock: lock })
+    }
+
+    /// UDP address that sites reach.
+    pub fn quic(&self) -> SocketAddr {
+        self.quic
+    }
+
+    /// TCP address that operators reach.
+    pub fn http(&self) -> SocketAddr {
+        self.http
+    }
+
+    /// Tells sites and operators that this program ends, lets what is under way end for a few seconds, and
+    /// closes the database. What was answered is committed, whether or not this is called.
+    pub async fn stop(self) {
+        let Server { listener, stopping, tasks, store, .. } = self;
+        stopping.cancel();
+        if tokio::time::timeout(PATIENCE, listener.close()).await.is_err() {
+            tracing::warn!("some sites did not hear that central ends; they notice by themselves");
+        }
+        drop(listener);
+        tasks.close();
+        if tokio::time::timeout(PATIENCE, tasks.wait()).await.is_err() {
+            tracing::warn!(left = tasks.len(), "some requests did not end in time");
+        }
+        // The last handle waits for the writer, which commits what was submitted.
+        off_runtime(move || drop(store)).await;
+    }
+}
+
+/// What lies in the data folder.
+struct Data {
+    lock: File,
+    admin: String,
+    authority: Arc<Authority>,
+    keys: Keys,
+    store: Store,
+}
+
+impl Data {
+    fn open(folder: &Path, edge: &Edge) -> Result<Self, Failure> {
+        let unusable = |error: &dyn std::error::Error| {
+            Failure::new(
+                Exit::Data,
+                format!("the data folder {} cannot be used", folder.display()),
+                chain(error),
+                "check the owner and the permissions of the folder, and the room on its volume; restore what is \
+                 damaged from a backup",
+            )
+        };
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(|error| unusable(&error))?;
+        let lock = File::create(folder.join(LOCK)).map_err(|error| unusable(&error))?;
+        lock.try_lock().map_err(|error| match error {
+            fs::TryLockError::WouldBlock => Failure::new(
+                Exit::Data,
+                format!("the data folder {} is in use", folder.display()),
+                "another holdfast-central runs on it, and two would spoil it",
+                "end the other one first, or give this one another `data_dir`",
+            ),
+            fs::TryLockError::Error(error) => unusable(&error),
+        })?;
+        let authority = Authority::open_or_create(folder, edge.entropy(), edge.now())
+            .map_err(|error| unusable(&error))?;
+        let admin =
+            secret(&folder.join(ADMIN_TOKEN), || format!("{}\n", hex(&edge.entropy::<32>())).into_bytes())
+                .map_err(|error| unusable(&error))?;
+        let keys = secret(&folder.join(KEYS), || Keys::from_entropy(edge.entropy()).to_bytes())
+            .map_err(|error| unusable(&error))?;
+        let keys = Keys::from_bytes(&keys).map_err(|error| unusable(&error))?;
+        let opening =
+            Opening { folder: folder.to_path_buf(), origin: Origin::Central, given: edge.given("central") };
+        let store = Store::open(&opening).map_err(|error| unusable(&error))?;
+        let admin = read_admin_token(&admin).map_err(|why| {
+            Failure::new(
+                Exit::Data,
+                format!("{} cannot be used", folder.join(ADMIN_TOKEN).display()),
+                why,
+                "write 64 hexadecimal digits into it, or remove it: the next start makes a new one",
+            )
+        })?;
+        Ok(Data { lock, admin, authority: Arc::new(authority), keys, store })
+    }
+}
+
+fn read_admin_token(bytes: &[u8]) -> Result<String, String> {
+    let text = String::from_utf8_lossy(bytes).trim().to_string();
+    if text.len() >= 32 && text.chars().all(|c| c.is_ascii_graphic()) {
+        Ok(text)
+    } else {
+        Err(format!("a token has at least 32 printable characters and no spaces, this has {}", text.len()))
+    }
+}
+
+/// A secret that could not be read or stored.
+#[derive(Debug, thiserror::Error)]
+#[error("{action} {path}")]
+struct SecretError {
+    action: &'static str,
+    path: PathBuf,
+    #[source]
+    source: io::Error,
+}
+
+/// Reads a secret, or makes and stores it with mode 0600, whole or not at all.
+fn secret(path: &Path, make: impl FnOnce() -> Vec<u8>) -> Result<Vec<u8>, SecretError> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(bytes),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let bytes = make();
+            let store = || {
+                let draft = path.with_extension("new");
+                match fs::remove_file(&draft) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                    _ => {}
+                }
+                let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft)?;
+                // The mode above passed the umask, which may have taken more away.
+                file.set_permissions(Permissions::from_mode(0o600))?;
+                file.write_all(&bytes)?;
+                file.sync_all()?;
+                fs::rename(&draft, path)?;
+                File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
+            };
+            store().map_err(|source| SecretError { action: "write", path: path.to_path_buf(), source })?;
+            Ok(bytes)
+        }
+        Err(source) => Err(SecretError { action: "read", path: path.to_path_buf(), source }),
+    }
+}
+
+fn listen_quic(config: &Config, authority: &Authority, keys: Keys, edge: &Edge) -> Result<Listener, Failure> {
+    let unshown = |error: &dyn std::error::Error| {
+        Failure::new(
+            Exit::Data,
+            "central cannot show a certificate to sites",
+            chain(error),
+            "restore `authority.pem` in the data folder from a backup",
+        )
+    };
+    let identity =
+        authority.issue_server(&[], edge.entropy(), edge.now()).map_err(|error| unshown(&error))?;
+    let tls = tls::server_config(identity, &[authority.certificate().clone()], edge.clock())
+        .map_err(|error| unshown(&error))?;
+    Listener::bind(config.listen_quic, tls, keys, Limits::default())
+        .map_err(|error| cannot_listen("QUIC", config.listen_quic, &error))
+}
+
+async fn renew_certificate(listener: Arc<Listener>, authority: Arc<Authority>, edge: Edge) {
+    let failed = |error: &dyn std::error::Error| {
+        tracing::error!(error = chain(error), "central's certificate could not be made anew");
+    };
+    loop {
+        tokio::time::sleep(CERTIFICATE).await;
+        match authority.issue_server(&[], edge.entropy(), edge.now()) {
+            Ok(identity) => {
+                match tls::server_config(identity, &[authority.certificate().clone()], edge.clock()) {
+                    Ok(tls) => listener.set_tls(tls),
+                    Err(error) => failed(&error),
+                }
+            }
+            Err(error) => failed(&error),
+        }
+    }
+}
+
+async fn listen_http(config: &Config) -> Result<(TcpListener, SocketAddr), Failure> {
+    let failed = |error: io::Error| cannot_listen("HTTP", config.listen_http, &error);
+    let listener = TcpListener::bind(config.listen_http).await.map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    Ok((listener, address))
+}
+
+fn cannot_listen(what: &str, address: SocketAddr, error: &io::Error) -> Failure {
+    let key = if what == "QUIC" { "listen_quic" } else { "listen_http" };
+    Failure::new(
+        Exit::Listen,
+        format!("cannot listen for {what} on {address}"),
+        error.to_string(),
+        format!("end the program that uses the address, or set `{key}` to another one"),
+    )
+}
+
+#[cfg(test)]
+mod tests;

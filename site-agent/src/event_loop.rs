@@ -1,0 +1,323 @@
+//! Time, chance, and the life of the running program.
+//!
+//! [`Edge`] is the only source of instants and entropy; everything below is given them. [`run`] opens the
+//! replica, binds all ports, says where they are, serves, and ends in order when it is told to: whatever it
+//! answered was committed before, so being killed instead loses nothing.
+
+use std::{
+    convert::Infallible,
+    io,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4},
+    sync::{
+        Arc,
+        atomic::AtomicU64,
+    },
+    time::{Duration, Instant},
+};
+
+use store::{Given, Opening, Store, StoreError};
+use sync::{
+    id::Origin,
+    quic::{
+        Endpoint,
+        driver::{Dialer, wall},
+        endpoint::{self, Keys},
+        tls::{self, Protocol, TlsError, WallClock},
+    },
+    time::Timestamp,
+};
+use tokio::{net::TcpListener, sync::watch};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::{
+    agent::Agent,
+    boot::{decide, loader::BootServer, request, script},
+    cache::{self, Content},
+    config::Config,
+    dhcp::{self, Door},
+    error::chain,
+    http,
+    identity::{DataDir, IdentityError},
+    link::{self, Link},
+    tftp::{
+        self,
+        loaders::{LoadError, Loaders},
+    },
+};
+
+/// How long what was begun may take to end.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
+/// The clock and the entropy of this program.
+#[derive(Debug, Clone, Copy)]
+pub struct Edge {
+    started: Instant,
+}
+
+impl Edge {
+    /// Starts counting elapsed time.
+    pub fn start() -> Self {
+        Edge { started: Instant::now() }
+    }
+
+    /// What the wall clock shows.
+    pub fn now(self) -> Timestamp {
+        wall()
+    }
+
+    /// Time since the start, by a clock that never jumps.
+    pub fn elapsed(self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// What a command of the store needs, acting as `by`.
+    pub fn given(self, by: &str) -> Given {
+        Given { now: self.now(), by: by.to_owned(), entropy: entropy() }
+    }
+
+    /// Any number; spreads retries.
+    pub fn jitter(self) -> u16 {
+        u16::from_be_bytes(entropy())
+    }
+}
+
+/// Random bytes of the system.
+///
+/// # Panics
+/// When the system has no randomness, which Linux has not been without since it booted: nothing that this
+/// program does could be trusted then.
+pub fn entropy<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).expect("the system gives randomness");
+    bytes
+}
+
+/// Where the running site answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Listening {
+    /// HTTP.
+    pub http: SocketAddr,
+    /// DHCP and the boot server's port, unless DHCP is off.
+    pub dhcp: Option<(SocketAddrV4, SocketAddrV4)>,
+    /// TFTP.
+    pub tftp: SocketAddr,
+}
+
+/// Why the site does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The data folder does not do.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The replica cannot be opened.
+    #[error("open the replica of this site")]
+    Store(#[from] StoreError),
+    /// The loaders cannot be read.
+    #[error(transparent)]
+    Loaders(#[from] LoadError),
+    /// A DHCP port cannot be had.
+    #[error(transparent)]
+    Dhcp(#[from] dhcp::socket::BindError),
+    /// The TFTP port cannot be had.
+    #[error(transparent)]
+    Tftp(#[from] tftp::BindError),
+    /// The HTTP port cannot be had.
+    #[error("bind HTTP at {address}")]
+    Http {
+        /// Address asked for.
+        address: SocketAddr,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The certificates cannot be used.
+    #[error("use the certificates from enrolment")]
+    Tls(#[from] TlsError),
+    /// The system refuses something that it never refuses.
+    #[error("{what}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl RunError {
+    /// What a person does next.
+    pub fn next(&self) -> &'static str {
+        match self {
+            RunError::Identity(error) => error.next(),
+            RunError::Store(_) => "read the reason; the replica was not changed",
+            RunError::Loaders(_) => "check who may read the folder that `loaders_dir` names",
+            RunError::Dhcp(_) | RunError::Tftp(_) => {
+                "stop the program that has the port, check `interface` and `boot_address`, or give this one the right \
+                 to bind it (CAP_NET_BIND_SERVICE, CAP_NET_RAW for an interface)"
+            }
+            RunError::Http { .. } => "stop the program that has the port, or set `listen_http` to another",
+            RunError::Tls(_) => "restore the data folder from a backup, or enrol again with a new token",
+            RunError::System { .. } => "read the reason, and start again",
+        }
+    }
+}
+
+/// Runs the site until `end` is ready. `ready` is told where it answers.
+///
+/// # Errors
+/// When it cannot begin. What goes wrong later is logged and shown in the status.
+pub async fn run(
+    config: &Config,
+    ready: impl FnOnce(&Listening) -> io::Result<()>,
+    end: impl Future<Output = ()>,
+) -> Result<(), RunError> {
+    let edge = Edge::start();
+    let data = DataDir::open(&config.data_dir)?;
+    let enrolment = data.enrolment()?;
+    let _lock = data.lock()?;
+    let (identity, authority) = data.certificates(&enrolment)?;
+    let keys = data.endpoint_keys(entropy())?;
+    let central = config.central.clone().unwrap_or_else(|| enrolment.central.clone());
+    let store = Store::open(&Opening {
+        folder: data.replica(),
+        origin: Origin::Site(enrolment.site),
+        given: edge.given("start"),
+    })?;
+    let loaders = Loaders::load(&config.loaders_dir)?;
+    for name in loaders.missing() {
+        warn!(%name, folder = %config.loaders_dir.display(), "loader is not there; machines that need it cannot boot");
+    }
+
+    let services = Services::bind(config, loaders.clone()).await?;
+    let listening = services.listening;
+    let patience = config.patience;
+    let boot = BootServer { address: config.boot_address, http_port: listening.http.port() };
+    let agent = Arc::new(Agent {
+        site: enrolment.site,
+        central: central.clone(),
+        store,
+        edge,
+        server: script::Server { boot, patience },
+        loaders,
+        site_secret: data.site_secret(entropy())?,
+        admin_token: data.admin_token(entropy())?,
+        link: watch::Sender::new(Link::default()),
+        content: watch::Sender::new(Content::default()),
+        changes: watch::Sender::new(0),
+        boots_seen: AtomicU64::new(0),
+    });
+    let judge = Arc::clone(&agent);
+    let clock: WallClock = Arc::new(move || judge.latest_time());
+    let tls = tls::client_config(identity, &[authority], Protocol::Session, clock)?;
+    let endpoint = client(&keys).map_err(|source| RunError::System { what: "open a UDP socket", source })?;
+    let dialer = Dialer { endpoint: endpoint.clone(), central, tls };
+
+    data.keep_http_address(listening.http)?;
+    ready(&listening).map_err(|source| RunError::System { what: "write to standard output", source })?;
+    info!(site = %agent.site, incarnation = %agent.store.incarnation(), http = %listening.http, "site runs");
+    serve(Arc::clone(&agent), services, dialer, end).await;
+
+    link::disconnect(&agent, "the site is stopping");
+    if tokio::time::timeout(LAST_WORDS, endpoint.wait_idle()).await.is_err() {
+        warn!("central did not hear that this site stops");
+    }
+    info!("site has stopped");
+    Ok(())
+}
+
+/// The bound ports.
+struct Services {
+    http: TcpListener,
+    dhcp: Option<dhcp::Service>,
+    tftp: tftp::Service,
+    listening: Listening,
+}
+
+impl Services {
+    async fn bind(config: &Config, loaders: Loaders) -> Result<Self, RunError> {
+        let failed = |what| move |source| RunError::System { what, source };
+        let address = config.listen_http;
+        let http = TcpListener::bind(address).await.map_err(|source| RunError::Http { address, source })?;
+        let dhcp = match config.dhcp {
+            true => Some(dhcp::Service::bind(&dhcp::Config {
+                interface: config.interface.clone(),
+                address: Ipv4Addr::UNSPECIFIED,
+                dhcp_port: config.dhcp_port,
+                boot_port: config.pxe_port,
+                server: config.boot_address,
+            })?),
+            false => None,
+        };
+        let tftp = tftp::Service::bind((config.boot_address, config.tftp_port).into(), loaders)?;
+        let doors = match &dhcp {
+            Some(dhcp) => {
+                let door = |door| dhcp.local_address(door).map_err(failed("ask where DHCP is bound"));
+                Some((door(Door::Dhcp)?, door(Door::Boot)?))
+            }
+            None => None,
+        };
+        let listening = Listening {
+            http: http.local_addr().map_err(failed("ask where HTTP is bound"))?,
+            dhcp: doors,
+            tftp: tftp.local_address().map_err(failed("ask where TFTP is bound"))?,
+        };
+        Ok(Services { http, dhcp, tftp, listening })
+    }
+}
+
+/// Runs all services side by side until `end`; none of them waits for another.
+async fn serve(agent: Arc<Agent>, services: Services, dialer: Dialer, end: impl Future<Output = ()>) {
+    let Services { http, dhcp, tftp, .. } = services;
+    let stop = CancellationToken::new();
+    let told = stop.clone();
+    let web = tokio::spawn(http::serve(http, Arc::clone(&agent), async move { told.cancelled().await }));
+    let mut others: Vec<tokio::task::JoinHandle<Infallible>> = vec![
+        tokio::spawn(tftp.run()),
+        tokio::spawn(cache::run(Arc::clone(&agent))),
+        tokio::spawn(link::run(Arc::clone(&agent), dialer)),
+    ];
+    if let Some(dhcp) = dhcp {
+        let agent = Arc::clone(&agent);
+        others.push(tokio::spawn(dhcp.run(move |request| answer_dhcp(Arc::clone(&agent), request))));
+    }
+    end.await;
+    info!("stopping");
+    for service in &others {
+        service.abort();
+    }
+    stop.cancel();
+    match tokio::time::timeout(LAST_WORDS, web).await {
+        Ok(Ok(Ok(()))) => {}
+        Ok(Ok(Err(error))) => error!(%error, "http failed"),
+        Ok(Err(error)) => error!(%error, "http failed"),
+        Err(_) => info!("transfers were cut"),
+    }
+    for service in others {
+        // Aborted or failed: either way it has let go of the replica.
+        drop(service.await);
+    }
+}
+
+async fn answer_dhcp(agent: Arc<Agent>, request: request::Request) -> request::Answer {
+    match agent.sight(request.mac).await {
+        Ok(view) => {
+            let decision = decide::decide(&view);
+            info!(answer = %decision.answer, reason = %decision.reason, "boot decided");
+            decide::offer(&decision, &request, agent.server.boot)
+        }
+        Err(error) => {
+            error!(error = %chain(&error), "the replica cannot be read");
+            request::Answer::Silent("the replica of this site cannot be read".into())
+        }
+    }
+}
+
+/// A socket for dialing central: both families where the machine has them.
+///
+/// # Errors
+/// When no UDP socket can be had.
+pub fn client(keys: &Keys) -> io::Result<Endpoint> {
+    let both = endpoint::client((Ipv6Addr::UNSPECIFIED, 0).into(), keys);
+    both.or_else(|_| endpoint::client((Ipv4Addr::UNSPECIFIED, 0).into(), keys))
+}

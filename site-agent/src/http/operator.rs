@@ -1,0 +1,265 @@
+//! What operators read: this site's replica in the shapes that central has too, and how the agent is doing.
+//!
+//! One bearer token for all of it. Nothing is written here in this version: what people decide, they
+//! decide at central.
+
+use std::sync::Arc;
+
+use axum::{
+    Json, Router,
+    extract::{Path, Query, Request, State, rejection::{PathRejection, QueryRejection}},
+    http::{HeaderMap, header},
+    middleware::{self, Next},
+    response::Response,
+    routing::get,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use store::{
+    StoreError,
+    view::{JournalFilter, NodeFilter, NodeRow, SiteRow, TaskFilter, TaskRow, View},
+};
+use sync::{
+    id::{MacAddr, NodeId, ParseIdError, SiteId, TaskId, WorkflowId},
+    policy::TaskState,
+};
+
+use super::error::Problem;
+use crate::{agent::Agent, status, token::is_same_secret};
+
+/// Items of a list unless somebody says otherwise, and at most.
+const LIMIT: (u64, u64) = (100, 1_000);
+
+pub(super) fn routes(agent: &Arc<Agent>) -> Router<Arc<Agent>> {
+    Router::new()
+        .route("/api/v1/sites", get(sites))
+        .route("/api/v1/sites/{id}", get(site))
+        .route("/api/v1/nodes", get(nodes))
+        .route("/api/v1/nodes/{id}", get(node))
+        .route("/api/v1/tasks", get(tasks))
+        .route("/api/v1/tasks/{id}", get(task))
+        .route("/api/v1/workflows", get(workflows))
+        .route("/api/v1/workflows/{id}", get(workflow))
+        .route("/api/v1/journal", get(journal))
+        .route("/api/v1/agent/status", get(agent_status))
+        .route_layer(middleware::from_fn_with_state(Arc::clone(agent), only_operators))
+}
+
+/// The bearer token of a request.
+pub(super) fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, token) = value.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
+}
+
+/// The node that a path names by its id or one of its MAC addresses.
+pub(super) fn find_node(view: &View<'_>, text: &str) -> Result<NodeRow, StoreError> {
+    let found = match (text.parse::<NodeId>(), text.parse::<MacAddr>()) {
+        (Ok(id), _) => view.node(id)?,
+        (Err(_), Ok(mac)) => view.node_by_mac(mac)?,
+        (Err(_), Err(_)) => None,
+    };
+    found.ok_or_else(|| StoreError::Unknown(format!("node {}", text.chars().take(64).collect::<String>())))
+}
+
+async fn only_operators(State(agent): State<Arc<Agent>>, request: Request, next: Next) -> Result<Response, Problem> {
+    match bearer(request.headers()) {
+        Some(shown) if is_same_secret(&agent.admin_token, shown) => Ok(next.run(request).await),
+        Some(_) | None => Err(Problem::unauthorized()),
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Paged {
+    limit: Option<u64>,
+    after: Option<String>,
+    site: Option<String>,
+    node: Option<String>,
+    state: Option<TaskState>,
+}
+
+type Asked<T> = Result<Query<T>, QueryRejection>;
+type Id = Result<Path<String>, PathRejection>;
+
+impl Paged {
+    fn of(asked: Asked<Paged>, filters: &[&str]) -> Result<Self, Problem> {
+        let Query(paged) = asked.map_err(|rejection| Problem::bad_request(rejection.body_text()))?;
+        for (name, is_set) in
+            [("site", paged.site.is_some()), ("node", paged.node.is_some()), ("state", paged.state.is_some())]
+        {
+            if is_set && !filters.contains(&name) {
+                return Err(Problem::bad_request(format!("this list has no filter `{name}`")));
+            }
+        }
+        if paged.limit == Some(0) {
+            return Err(Problem::bad_request("`limit` is 1 at least"));
+        }
+        Ok(paged)
+    }
+
+    fn limit(&self) -> u64 {
+        self.limit.unwrap_or(LIMIT.0).min(LIMIT.1)
+    }
+
+    fn after<T: std::str::FromStr<Err = ParseIdError>>(&self) -> Result<Option<T>, Problem> {
+        let parse = |text: &String| text.parse().map_err(|error: ParseIdError| Problem::bad_request(error.to_string()));
+        self.after.as_ref().map(parse).transpose()
+    }
+}
+
+/// One page of a list: `limit` of the items, one more of which tells that there are more.
+fn page<T: Serialize>(mut items: Vec<T>, limit: u64, total: u64, cursor: impl Fn(&T) -> String) -> Json<Value> {
+    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+    let more = items.len() > limit;
+    items.truncate(limit);
+    let next = items.last().filter(|_| more).map(cursor);
+    Json(json!({ "items": items, "total": total, "next": next }))
+}
+
+fn given(id: Id) -> Result<String, Problem> {
+    let Path(id) = id.map_err(|rejection| Problem::bad_request(rejection.body_text()))?;
+    Ok(id)
+}
+
+async fn sites(State(agent): State<Arc<Agent>>, asked: Asked<Paged>) -> Result<Json<Value>, Problem> {
+    let paged = Paged::of(asked, &[])?;
+    let (limit, after) = (paged.limit(), paged.after::<SiteId>()?);
+    let found = agent.read(move |_, view| {
+        let all = view.sites()?;
+        let total = all.len() as u64;
+        let rest = all.into_iter().filter(|row| after.is_none_or(|after| row.id > after));
+        let mut rest = rest.collect::<Vec<_>>();
+        rest.sort_by_key(|row| row.id);
+        rest.truncate(usize::try_from(limit + 1).unwrap_or(usize::MAX));
+        let rest = rest.iter().map(|row| site_object(view, row)).collect::<Result<Vec<_>, _>>()?;
+        Ok((rest, total))
+    });
+    let (items, total) = found.await?;
+    Ok(page(items, limit, total, |item| item["id"].as_str().unwrap_or_default().to_owned()))
+}
+
+async fn site(State(agent): State<Arc<Agent>>, id: Id) -> Result<Json<Value>, Problem> {
+    let id = given(id)?;
+    let found = agent.read(move |_, view| {
+        let row = find_site(view, &id)?;
+        site_object(view, &row)
+    });
+    Ok(Json(found.await?))
+}
+
+fn find_site(view: &View<'_>, text: &str) -> Result<SiteRow, StoreError> {
+    let found = match text.parse::<SiteId>() {
+        Ok(id) => view.site(id)?,
+        Err(_) => view.site_by_name(text)?,
+    };
+    found.ok_or_else(|| StoreError::Unknown(format!("site {}", text.chars().take(64).collect::<String>())))
+}
+
+fn site_object(view: &View<'_>, row: &SiteRow) -> Result<Value, StoreError> {
+    let mut object = serde_json::to_value(row)?;
+    object["nodes"] = view.count_nodes(Some(row.id))?.into();
+    Ok(object)
+}
+
+async fn nodes(State(agent): State<Arc<Agent>>, asked: Asked<Paged>) -> Result<Json<Value>, Problem> {
+    let paged = Paged::of(asked, &["site"])?;
+    let (limit, after) = (paged.limit(), paged.after::<NodeId>()?);
+    let found = agent.read(move |_, view| {
+        let home = paged.site.map(|text| find_site(view, &text)).transpose()?.map(|row| row.id);
+        let rows = view.nodes(&NodeFilter { home, after, limit: limit + 1 })?;
+        let rows = rows.iter().map(|row| node_object(view, row)).collect::<Result<Vec<_>, _>>()?;
+        Ok((rows, view.count_nodes(home)?))
+    });
+    let (items, total) = found.await?;
+    Ok(page(items, limit, total, |item| item["id"].as_str().unwrap_or_default().to_owned()))
+}
+
+async fn node(State(agent): State<Arc<Agent>>, id: Id) -> Result<Json<Value>, Problem> {
+    let id = given(id)?;
+    Ok(Json(agent.read(move |_, view| node_object(view, &find_node(view, &id)?)).await?))
+}
+
+fn node_object(view: &View<'_>, row: &NodeRow) -> Result<Value, StoreError> {
+    let mut object = serde_json::to_value(row)?;
+    object["phase"] = view.phase(row)?.as_str().into();
+    Ok(object)
+}
+
+async fn tasks(State(agent): State<Arc<Agent>>, asked: Asked<Paged>) -> Result<Json<Value>, Problem> {
+    let paged = Paged::of(asked, &["site", "node", "state"])?;
+    let (limit, after) = (paged.limit(), paged.after::<TaskId>()?);
+    let found = agent.read(move |_, view| {
+        let site = paged.site.map(|text| find_site(view, &text)).transpose()?.map(|row| row.id);
+        let node = paged.node.map(|text| find_node(view, &text)).transpose()?.map(|row| row.id);
+        let filter = TaskFilter { site, node, state: paged.state, after: None, limit: 0 };
+        let total = view.tasks(&filter)?.len() as u64;
+        let rows = view.tasks(&TaskFilter { after, limit: limit + 1, ..filter })?;
+        let rows = rows.iter().map(|row| task_object(view, row)).collect::<Result<Vec<_>, _>>()?;
+        Ok((rows, total))
+    });
+    let (items, total) = found.await?;
+    Ok(page(items, limit, total, |item| item["id"].as_str().unwrap_or_default().to_owned()))
+}
+
+async fn task(State(agent): State<Arc<Agent>>, id: Id) -> Result<Json<Value>, Problem> {
+    let id: TaskId = given(id)?.parse().map_err(|error: ParseIdError| Problem::bad_request(error.to_string()))?;
+    let found = agent.read(move |_, view| {
+        let row = view.task(id)?.ok_or_else(|| StoreError::Unknown(format!("task {id}")))?;
+        task_object(view, &row)
+    });
+    Ok(Json(found.await?))
+}
+
+fn task_object(view: &View<'_>, row: &TaskRow) -> Result<Value, StoreError> {
+    let mut object = serde_json::to_value(row)?;
+    object["progress"] = serde_json::to_value(view.progress(row.id)?)?;
+    Ok(object)
+}
+
+async fn workflows(State(agent): State<Arc<Agent>>, asked: Asked<Paged>) -> Result<Json<Value>, Problem> {
+    let paged = Paged::of(asked, &[])?;
+    let (limit, after) = (paged.limit(), paged.after::<WorkflowId>()?);
+    let mut rows = agent.read(|_, view| view.workflows()).await?;
+    let total = rows.len() as u64;
+    rows.retain(|row| after.is_none_or(|after| row.id > after));
+    rows.sort_by_key(|row| row.id);
+    Ok(page(rows, limit, total, |row| row.id.to_string()))
+}
+
+async fn workflow(State(agent): State<Arc<Agent>>, id: Id) -> Result<Json<Value>, Problem> {
+    let id = given(id)?;
+    let found = agent.read(move |_, view| {
+        let found = match id.parse::<WorkflowId>() {
+            Ok(id) => view.workflow(id)?,
+            Err(_) => view.workflows()?.into_iter().find(|row| row.name == id),
+        };
+        let row = found.ok_or_else(|| StoreError::Unknown("this workflow".into()))?;
+        Ok(serde_json::to_value(row)?)
+    });
+    Ok(Json(found.await?))
+}
+
+async fn journal(State(agent): State<Arc<Agent>>, asked: Asked<Paged>) -> Result<Json<Value>, Problem> {
+    let paged = Paged::of(asked, &["site"])?;
+    let after = match &paged.after {
+        Some(text) => text.parse().map_err(|_| Problem::bad_request("`after` is the number of an entry"))?,
+        None => 0,
+    };
+    let limit = paged.limit();
+    let found = agent.read(move |_, view| {
+        let site = paged.site.map(|text| find_site(view, &text)).transpose()?.map(|row| row.id);
+        view.journal(&JournalFilter { site, after, limit: limit + 1 })
+    });
+    let rows = found.await?;
+    // Not counted: the journal only grows, and nobody pages to its end by number.
+    let Json(mut page) = page(rows, limit, 0, |row| row.entry.to_string());
+    page["total"] = Value::Null;
+    Ok(Json(page))
+}
+
+async fn agent_status(State(agent): State<Arc<Agent>>) -> Result<Json<status::Status>, Problem> {
+    let link = agent.link.borrow().clone();
+    let content = agent.content.borrow().clone();
+    Ok(Json(agent.read(move |agent, view| status::of(agent, view, &link, &content)).await?))
+}

@@ -1,0 +1,296 @@
+//! What works here now: the status of the running agent, as data and as a page for a person.
+//!
+//! [`of`] gathers it from the replica and from what the services publish, `GET /api/v1/agent/status` gives it
+//! out, [`Status`] is read again by `holdfast-site status` and written as text.
+
+use std::{collections::BTreeMap, fmt};
+
+use serde::{Deserialize, Serialize};
+use store::{StoreError, view::TaskFilter};
+use sync::{
+    blob::Digest,
+    document::site::{Effective, UnknownMachines},
+    id::{MacAddr, NodeId, Origin, SiteId, TaskId},
+    policy::{Action, Autonomy, LinkState, TaskState, Verdict, autonomy},
+    time::Timestamp,
+};
+
+use crate::{agent::Agent, cache::Content, link};
+
+/// Boots that are listed.
+const BOOTS: u64 = 20;
+
+/// How the agent is doing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Version of the program.
+    pub version: String,
+    /// Seconds since it started.
+    pub uptime_s: u64,
+    /// The site.
+    pub site: SiteId,
+    /// Its name; empty before central said it.
+    pub name: String,
+    /// The link to central.
+    pub link: Link,
+    /// When central was last heard, by central's clock.
+    pub data_as_of: Option<Timestamp>,
+    /// How much the site may decide by itself.
+    pub autonomy: Autonomy,
+    /// What that means: `allow`, `queue` or `refuse` for each action.
+    pub allows: BTreeMap<String, String>,
+    /// Epoch of the settings that are followed.
+    pub policy_epoch: u64,
+    /// What an unknown machine is given.
+    pub unknown_machines: UnknownMachines,
+    /// Whether boot requests are answered at all.
+    pub pxe_enabled: bool,
+    /// Why no orders are followed, if so.
+    pub suspended: Option<String>,
+    /// Nodes in this replica.
+    pub nodes: u64,
+    /// Number of tasks of this site by state.
+    pub tasks: BTreeMap<TaskState, u64>,
+    /// Machines that may boot their workflow now.
+    pub ready: Vec<Ready>,
+    /// Content on disk and on its way.
+    pub blobs: Blobs,
+    /// Boot requests in this run.
+    pub boots_seen: u64,
+    /// The newest boot answers.
+    pub boots: Vec<Boot>,
+}
+
+/// The link to central.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Link {
+    /// As people see it.
+    pub state: LinkState,
+    /// Whether a session is established.
+    pub session: bool,
+    /// Central as `host:port`.
+    pub central: String,
+    /// When central was last heard, by our clock.
+    pub heard_at: Option<Timestamp>,
+    /// What is here of central's log.
+    pub pulled: u64,
+    /// End of our log for central.
+    pub end: u64,
+    /// What central has acknowledged of it.
+    pub acknowledged: u64,
+    /// Whether both held the same when they last compared.
+    pub agrees: Option<bool>,
+    /// Whether they certainly do not.
+    pub diverged: bool,
+    /// When they last compared.
+    pub compared_at: Option<Timestamp>,
+    /// Why the last session was refused, if it was.
+    pub refused: Option<String>,
+    /// Why the last session of this run ended.
+    pub last_end: Option<String>,
+}
+
+/// A machine that may boot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ready {
+    /// The machine.
+    pub node: NodeId,
+    /// Its MAC addresses.
+    pub macs: Vec<MacAddr>,
+    /// Its hostname, empty if none.
+    pub hostname: String,
+    /// The task.
+    pub task: TaskId,
+}
+
+/// Content.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Blobs {
+    /// Bytes of complete blobs.
+    pub bytes: u64,
+    /// What is waited for.
+    pub wanted: Vec<Wanted>,
+}
+
+/// A blob that is waited for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wanted {
+    /// Its name.
+    pub digest: Digest,
+    /// Its size in bytes, where known.
+    pub size: Option<u64>,
+    /// Bytes that are here.
+    pub have: u64,
+    /// Why the last try failed, if one did.
+    pub trouble: Option<String>,
+}
+
+/// A boot answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Boot {
+    /// The boot interface.
+    pub mac: MacAddr,
+    /// The answer.
+    pub answer: String,
+    /// Why.
+    pub reason: String,
+    /// First given.
+    pub first_at: Timestamp,
+    /// Last given.
+    pub last_at: Timestamp,
+    /// How often in a row.
+    pub count: u64,
+}
+
+/// Gathers the status.
+///
+/// # Errors
+/// When the replica or the content store cannot be read.
+pub(crate) fn of(
+    agent: &Agent,
+    view: &store::View<'_>,
+    link: &link::Link,
+    content: &Content,
+) -> Result<Status, StoreError> {
+    let row = view.site(agent.site)?;
+    let peer = view.peer(Origin::Central)?;
+    let default = Effective::default();
+    let settings = row.as_ref().map(|row| &row.effective);
+    let level = settings.map_or(default.autonomy, |settings| settings.autonomy);
+    let mut tasks = BTreeMap::new();
+    let mut ready = Vec::new();
+    for task in view.tasks(&TaskFilter { site: Some(agent.site), ..TaskFilter::default() })? {
+        *tasks.entry(task.state).or_insert(0) += 1;
+        if task.state == TaskState::Ready
+            && !task.cancelled
+            && let Some(node) = view.node(task.node)?
+        {
+            ready.push(Ready { node: node.id, macs: node.macs, hostname: node.hostname, task: task.id });
+        }
+    }
+    let partial: BTreeMap<Digest, u64> = agent.store.blobs().unfinished()?.into_iter().collect();
+    let wanted = content.wanted.iter().map(|wanted| Wanted {
+        digest: wanted.digest,
+        size: wanted.size,
+        have: partial.get(&wanted.digest).copied().unwrap_or(0),
+        trouble: wanted.trouble.clone(),
+    });
+    let boots = view.boots(BOOTS)?.into_iter().map(|boot| Boot {
+        mac: boot.mac,
+        answer: boot.answer,
+        reason: boot.reason,
+        first_at: boot.first_at,
+        last_at: boot.last_at,
+        count: boot.count,
+    });
+    Ok(Status {
+        version: env!("CARGO_PKG_VERSION").into(),
+        uptime_s: agent.edge.elapsed().as_secs(),
+        site: agent.site,
+        name: row.as_ref().map(|row| row.name.clone()).unwrap_or_default(),
+        link: Link {
+            state: link.state,
+            session: link.up,
+            central: agent.central.clone(),
+            heard_at: peer.heard_at,
+            pulled: peer.pulled,
+            end: peer.end,
+            acknowledged: peer.acknowledged,
+            agrees: peer.agrees,
+            diverged: peer.agrees == Some(false),
+            compared_at: peer.compared_at,
+            refused: peer.refused,
+            last_end: link.last_end.clone(),
+        },
+        data_as_of: peer.clock,
+        autonomy: level,
+        allows: Action::ALL.iter().map(|action| (action.to_string(), word(level, *action).into())).collect(),
+        policy_epoch: view.policy_epoch()?,
+        unknown_machines: settings.map_or(default.unknown_machines, |settings| settings.unknown_machines),
+        pxe_enabled: settings.map_or(default.pxe_enabled, |settings| settings.pxe_enabled),
+        suspended: view.suspended()?,
+        nodes: view.count_nodes(None)?,
+        tasks,
+        ready,
+        blobs: Blobs { bytes: agent.store.blobs().total_bytes()?, wanted: wanted.collect() },
+        boots_seen: agent.boots_seen.load(std::sync::atomic::Ordering::Relaxed),
+        boots: boots.collect(),
+    })
+}
+
+fn word(level: Autonomy, action: Action) -> &'static str {
+    match autonomy::permits(level, action) {
+        Verdict::Allow => "allow",
+        Verdict::Queue(_) => "queue",
+        Verdict::Refuse(_) => "refuse",
+    }
+}
+
+/// One page for a person.
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = if self.name.is_empty() { "not named yet" } else { &self.name };
+        writeln!(f, "site        {name} ({}), version {}, up {}", self.site, self.version, span(self.uptime_s))?;
+        let session = if self.link.session { "session up" } else { "no session" };
+        writeln!(f, "link        {}, {session}, central {}", self.link.state, self.link.central)?;
+        match self.data_as_of {
+            Some(at) => writeln!(f, "data as of  {at}")?,
+            None => writeln!(f, "data as of  central was never heard")?,
+        }
+        let trouble = self.link.refused.as_ref().or(self.link.last_end.as_ref()).filter(|_| !self.link.session);
+        if let Some(why) = trouble {
+            writeln!(f, "            {why}")?;
+        }
+        if self.link.diverged {
+            writeln!(f, "            central and this site hold different documents; central repairs this")?;
+        }
+        if let Some(why) = &self.suspended {
+            writeln!(f, "suspended   no order is followed: {why}")?;
+        }
+        if !self.pxe_enabled {
+            writeln!(f, "boot        switched off for this site")?;
+        }
+        writeln!(f, "autonomy    {} (settings epoch {})", self.autonomy, self.policy_epoch)?;
+        for verdict in ["allow", "queue"] {
+            let actions: Vec<&str> =
+                self.allows.iter().filter(|(_, word)| *word == verdict).map(|(action, _)| action.as_str()).collect();
+            let label = if verdict == "allow" { "now" } else { "central" };
+            if !actions.is_empty() {
+                writeln!(f, "  {label:<10}{}", actions.join(", "))?;
+            }
+        }
+        writeln!(f, "unknown     machines that are not known here: {}", self.unknown_machines)?;
+        let tasks: Vec<String> = self.tasks.iter().map(|(state, count)| format!("{count} {state}")).collect();
+        let tasks = if tasks.is_empty() { "no tasks".to_owned() } else { tasks.join(", ") };
+        writeln!(f, "machines    {} known; {tasks}", self.nodes)?;
+        for ready in &self.ready {
+            let macs: Vec<String> = ready.macs.iter().map(ToString::to_string).collect();
+            writeln!(f, "  ready     {} {} task {}", macs.join(" "), ready.hostname, ready.task)?;
+        }
+        let waiting = self.link.end.saturating_sub(self.link.acknowledged);
+        writeln!(f, "for central {waiting} changes and entries wait to be acknowledged")?;
+        writeln!(f, "content     {} MB here, {} files wanted", self.blobs.bytes / 1_000_000, self.blobs.wanted.len())?;
+        for wanted in &self.blobs.wanted {
+            let of = wanted.size.map_or("unknown".to_owned(), |size| size.to_string());
+            writeln!(f, "  wanted    {}… {} of {of} bytes", &wanted.digest.to_string()[..12], wanted.have)?;
+            if let Some(trouble) = &wanted.trouble {
+                writeln!(f, "            {trouble}")?;
+            }
+        }
+        writeln!(f, "boots       {} seen since start", self.boots_seen)?;
+        for boot in &self.boots {
+            let times = if boot.count > 1 { format!(" ({} times)", boot.count) } else { String::new() };
+            writeln!(f, "  {} {} {}: {}{times}", boot.last_at, boot.mac, boot.answer, boot.reason)?;
+        }
+        Ok(())
+    }
+}
+
+fn span(seconds: u64) -> String {
+    match seconds {
+        0..60 => format!("{seconds} s"),
+        60..3_600 => format!("{} min", seconds / 60),
+        3_600..86_400 => format!("{} h {} min", seconds / 3_600, seconds % 3_600 / 60),
+        _ => format!("{} d {} h", seconds / 86_400, seconds % 86_400 / 3_600),
+    }
+}
