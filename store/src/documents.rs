@@ -182,7 +182,12 @@ impl Tx<'_> {
     fn insert_change(&self, doc: i64, change: &Change, source: Option<Origin>) -> Result<i64, StoreError> {
         self.sql
             .prepare_cached("INSERT INTO changes (doc, hash, source, bytes) VALUES (?1, ?2, ?3, ?4)")?
-            .execute(params![doc, change.hash().0, source.map(|peer| peer.to_string()), change.raw_bytes()])?;
+            .execute(params![
+                doc,
+                change.hash().0,
+                source.map(|peer| peer.to_string()),
+                change.raw_bytes()
+            ])?;
         Ok(self.sql.last_insert_rowid())
     }
 
@@ -239,13 +244,7 @@ impl Tx<'_> {
             .prepare_cached(
                 "INSERT OR IGNORE INTO parked (id, kind, hash, source, bytes) VALUES (?1, ?2, ?3, ?4, ?5)",
             )?
-            .execute(params![
-                id.as_bytes(),
-                kind.number(),
-                hash.0,
-                peer.to_string(),
-                bytes
-            ])?;
+            .execute(params![id.as_bytes(), kind.number(), hash.0, peer.to_string(), bytes])?;
         Ok(())
     }
 
@@ -312,14 +311,13 @@ pub(crate) fn load(
         Some((upto, bytes)) => (upto, Document::load(kind, id, &bytes)?),
         None => (0, Document::new(kind, id)),
     };
-    let mut tail = sql.prepare_cached("SELECT bytes FROM changes WHERE doc = ?1 AND change > ?2 ORDER BY change")?;
+    let mut tail =
+        sql.prepare_cached("SELECT bytes FROM changes WHERE doc = ?1 AND change > ?2 ORDER BY change")?;
     let mut rows = tail.query(params![doc, upto])?;
     while let Some(row) = rows.next()? {
         let bytes: Vec<u8> = row.get(0)?;
-        let change = Change::try_from(bytes.as_slice()).map_err(|error| StoreError::Malformed {
-            what: "stored change",
-            why: error.to_string(),
-        })?;
+        let change = Change::try_from(bytes.as_slice())
+            .map_err(|error| StoreError::Malformed { what: "stored change", why: error.to_string() })?;
         document.apply(change)?;
     }
     Ok(document)
@@ -333,9 +331,7 @@ pub(crate) fn change_bytes(tx: &mut Tx<'_>, change: i64) -> Result<(u8, Document
             "SELECT changes.doc, hash, bytes, kind, id FROM changes
              JOIN documents ON documents.doc = changes.doc WHERE change = ?1",
         )?
-        .query_row([change], |row| {
-            Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?))
-        })?;
+        .query_row([change], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?)))?;
     let id = DocumentId(id);
     if let Some(bytes) = bytes {
         return Ok((kind, id, bytes));
@@ -343,9 +339,10 @@ pub(crate) fn change_bytes(tx: &mut Tx<'_>, change: i64) -> Result<(u8, Document
     let malformed = |why: &str| StoreError::Malformed { what: "stored change", why: why.to_string() };
     let known = Kind::from_number(kind).ok_or_else(|| malformed("unknown kind"))?;
     tx.open(doc, known, id)?;
-    let found = tx.state.open.get(&doc).and_then(|document| {
-        automerge::ReadDoc::get_change_by_hash(document.automerge(), &ChangeHash(hash))
-    });
+    let found =
+        tx.state.open.get(&doc).and_then(|document| {
+            automerge::ReadDoc::get_change_by_hash(document.automerge(), &ChangeHash(hash))
+        });
     match found {
         Some(change) => Ok((kind, id, change.raw_bytes().to_vec())),
         None => Err(malformed("the snapshot that covers it does not hold it")),

@@ -52,14 +52,16 @@ impl Tx<'_> {
 }
 
 fn insert(sql: &rusqlite::Connection, stream: Stream, head: &Head, bytes: &[u8]) -> Result<i64, StoreError> {
-    sql.prepare_cached("INSERT INTO journal (stream, incarnation, seq, hash, bytes) VALUES (?1, ?2, ?3, ?4, ?5)")?
-        .execute(params![
-            stream.to_string(),
-            head.incarnation.as_bytes(),
-            crate::log::signed(head.seq),
-            head.hash,
-            bytes
-        ])?;
+    sql.prepare_cached(
+        "INSERT INTO journal (stream, incarnation, seq, hash, bytes) VALUES (?1, ?2, ?3, ?4, ?5)",
+    )?
+    .execute(params![
+        stream.to_string(),
+        head.incarnation.as_bytes(),
+        crate::log::signed(head.seq),
+        head.hash,
+        bytes
+    ])?;
     Ok(sql.last_insert_rowid())
 }
 

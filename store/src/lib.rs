@@ -174,7 +174,13 @@ impl Store {
 }
 
 impl Given {
-    fn author(&self, incarnation: Incarnation, site: Origin, at: sync::time::Hlc, policy_epoch: u64) -> Author {
+    fn author(
+        &self,
+        incarnation: Incarnation,
+        site: Origin,
+        at: sync::time::Hlc,
+        policy_epoch: u64,
+    ) -> Author {
         Author {
             incarnation,
             site,
@@ -185,3 +191,6 @@ impl Given {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

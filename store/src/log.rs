@@ -32,10 +32,7 @@ impl Tx<'_> {
         let last = mark(self.sql, peer, None)?.unwrap_or_default();
         let bytes = self.item_bytes(row)?;
         let mut next = Mark {
-            cursor: Cursor {
-                position: last.cursor.position + 1,
-                rolling: last.cursor.rolling.over(&bytes),
-            },
+            cursor: Cursor { position: last.cursor.position + 1, rolling: last.cursor.rolling.over(&bytes) },
             fingerprint: last.fingerprint,
         };
         let (change, entry) = match row {

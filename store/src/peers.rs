@@ -33,10 +33,7 @@ impl Tx<'_> {
             )?
             .query_row([peer.to_string()], |row| {
                 Ok((
-                    Cursor {
-                        position: row.get::<_, i64>(0)?.unsigned_abs(),
-                        rolling: Rolling(row.get(1)?),
-                    },
+                    Cursor { position: row.get::<_, i64>(0)?.unsigned_abs(), rolling: Rolling(row.get(1)?) },
                     Fingerprint {
                         changes: row.get::<_, i64>(2)?.unsigned_abs(),
                         sum: u128::from_be_bytes(row.get(3)?),
@@ -193,7 +190,8 @@ impl Tx<'_> {
         let newest: i64 =
             self.sql.query_row("SELECT ifnull(max(change), 0) FROM changes", [], |row| row.get(0))?;
         self.admit(kind, id, &batch, peer)?;
-        let mut statement = self.sql.prepare_cached("SELECT hash FROM changes WHERE change > ?1 AND source IS ?2")?;
+        let mut statement =
+            self.sql.prepare_cached("SELECT hash FROM changes WHERE change > ?1 AND source IS ?2")?;
         let mut rows = statement.query(params![newest, peer.to_string()])?;
         while let Some(row) = rows.next()? {
             received.add(&row.get(0)?);
@@ -206,13 +204,7 @@ impl Tx<'_> {
         Ok(())
     }
 
-    fn set_aside(
-        &mut self,
-        kind: u8,
-        id: DocumentId,
-        peer: Origin,
-        bytes: &[u8],
-    ) -> Result<(), StoreError> {
+    fn set_aside(&mut self, kind: u8, id: DocumentId, peer: Origin, bytes: &[u8]) -> Result<(), StoreError> {
         self.sql
             .prepare_cached(
                 "INSERT INTO quarantine (peer, kind, id, at, reason, bytes) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
@@ -324,8 +316,8 @@ impl Tx<'_> {
         telemetry: Option<&Telemetry>,
     ) -> Result<(), StoreError> {
         self.ensure_peer(peer)?;
-        let telemetry = telemetry
-            .map(|telemetry| minicbor::to_vec(telemetry).expect("encoding into memory cannot fail"));
+        let telemetry =
+            telemetry.map(|telemetry| minicbor::to_vec(telemetry).expect("encoding into memory cannot fail"));
         self.sql
             .prepare_cached(
                 "UPDATE peers SET heard_at = ?2, clock = ?3, telemetry = ifnull(?4, telemetry), refused = NULL

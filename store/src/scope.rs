@@ -94,7 +94,8 @@ fn enter(tx: &mut Tx<'_>, site: SiteId, doc: i64) -> Result<(), StoreError> {
         return Ok(());
     }
     let all: Vec<i64> = {
-        let mut statement = tx.sql.prepare_cached("SELECT change FROM changes WHERE doc = ?1 ORDER BY change")?;
+        let mut statement =
+            tx.sql.prepare_cached("SELECT change FROM changes WHERE doc = ?1 ORDER BY change")?;
         let rows = statement.query_map([doc], |row| row.get(0))?;
         rows.collect::<Result<_, _>>()?
     };

@@ -69,7 +69,9 @@ impl Tx<'_> {
     /// Marks a token as used now by a key.
     pub fn spend_token(&mut self, hash: &[u8; 32], key: [u8; 32]) -> Result<(), StoreError> {
         self.sql
-            .prepare_cached("UPDATE tokens SET spent_at = ?2, spent_by = ?3 WHERE hash = ?1 AND spent_at IS NULL")?
+            .prepare_cached(
+                "UPDATE tokens SET spent_at = ?2, spent_by = ?3 WHERE hash = ?1 AND spent_at IS NULL",
+            )?
             .execute(params![hash, signed(self.given.now.0), key])?;
         Ok(())
     }

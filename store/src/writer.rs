@@ -108,8 +108,7 @@ impl Writer {
                 path,
                 source: Arc::new(source),
             })?;
-        let writer =
-            Writer { queue: Mutex::new(Some(sender)), watcher, thread: Mutex::new(Some(thread)) };
+        let writer = Writer { queue: Mutex::new(Some(sender)), watcher, thread: Mutex::new(Some(thread)) };
         Ok((writer, incarnation))
     }
 
@@ -311,8 +310,10 @@ impl Tx<'_> {
 }
 
 pub(crate) fn set_meta(sql: &Connection, key: &str, value: &[u8]) -> Result<(), StoreError> {
-    sql.prepare_cached("INSERT INTO meta (key, value) VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = ?2")?
-        .execute(params![key, value])?;
+    sql.prepare_cached(
+        "INSERT INTO meta (key, value) VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = ?2",
+    )?
+    .execute(params![key, value])?;
     Ok(())
 }
 
@@ -385,7 +386,10 @@ fn fresh(opening: &Opening) -> Incarnation {
     Incarnation(hasher.finalize().as_bytes()[..16].try_into().expect("a BLAKE3 digest has 32 bytes"))
 }
 
-#[expect(clippy::disallowed_methods, reason = "the copy of the incarnation lies beside the database on purpose")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the copy of the incarnation lies beside the database on purpose"
+)]
 fn read_beside(path: &Path) -> Result<Option<String>, StoreError> {
     match fs::read_to_string(path) {
         Ok(text) => Ok(Some(text.trim().to_string())),

@@ -42,7 +42,8 @@ pub fn answered(tx: &mut Tx<'_>, it: &Answered) -> Result<Option<NodeId>, StoreE
         known = tx.view().node_by_mac(it.mac)?;
     }
     let before = tx.view().boot(it.mac)?;
-    let repeated = before.as_ref().is_some_and(|boot| (&boot.answer, &boot.reason) == (&it.answer, &it.reason));
+    let repeated =
+        before.as_ref().is_some_and(|boot| (&boot.answer, &boot.reason) == (&it.answer, &it.reason));
     if before.is_none() && known.is_none() {
         let candidates: i64 = tx.sql.query_row(
             "SELECT count(*) FROM boots WHERE mac NOT IN (SELECT mac FROM view_macs)",
@@ -62,8 +63,7 @@ pub fn answered(tx: &mut Tx<'_>, it: &Answered) -> Result<Option<NodeId>, StoreE
         )?
         .execute(params![it.mac.0, it.answer, it.reason, now, repeated])?;
     if !repeated {
-        let event =
-            Event::BootAnswered { mac: it.mac, answer: it.answer.clone(), reason: it.reason.clone() };
+        let event = Event::BootAnswered { mac: it.mac, answer: it.answer.clone(), reason: it.reason.clone() };
         tx.journal(event)?;
     }
     let Some(node) = known else { return Ok(None) };

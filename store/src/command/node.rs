@@ -77,7 +77,8 @@ pub fn edit(tx: &mut Tx<'_>, id: NodeId, new: &NodeEdit) -> Result<NodeRow, Stor
         return refused(format!("`{key}` is no name for a tag: use 1 to 128 bytes"));
     }
     let tags = new.tags.iter().filter_map(|(key, value)| Some((key.as_str(), value.as_deref()?)));
-    let texts = [("address", new.address.as_deref()), ("notes", new.notes.as_deref()), ("why", Some(&*new.why))];
+    let texts =
+        [("address", new.address.as_deref()), ("notes", new.notes.as_deref()), ("why", Some(&*new.why))];
     for (what, text) in tags.chain(texts.iter().filter_map(|(what, text)| Some((*what, (*text)?)))) {
         check_text(what, text)?;
     }

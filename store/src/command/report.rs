@@ -150,7 +150,8 @@ fn write_evidence(tx: &mut Tx<'_>, node: &NodeRow, it: &Registration) -> Result<
     let mut fresh: Vec<(&'static str, String)> = Vec::new();
     for name in node::EVIDENCE {
         // What no firmware says is not evidence of hardware.
-        if let Some(value) = it.evidence.get(name).map(|value| value.trim()).filter(|value| value.len() <= 256)
+        if let Some(value) =
+            it.evidence.get(name).map(|value| value.trim()).filter(|value| value.len() <= 256)
             && !PLACEHOLDERS.contains(&value.to_lowercase().as_str())
             && node.evidence.get(name).map(String::as_str) != Some(value)
         {
@@ -247,7 +248,11 @@ fn go_ahead(
             let install_nonce = tx.author()?.entropy.nonce();
             received(tx, report, node.id, Some(row), Report::GoAhead.kind(), String::new())?;
             tx.write(task_document::KIND, row.id.into(), |edit| {
-                edit.set(&task_document::consumed(), &Consumed { attempt, report, install_nonce }, "go-ahead");
+                edit.set(
+                    &task_document::consumed(),
+                    &Consumed { attempt, report, install_nonce },
+                    "go-ahead",
+                );
             })?;
             tx.journal(Event::OrderConsumed { task: row.id, attempt, node: node.id, report })?;
             // The machine may have asked before anybody noted that it booted or reported its hardware.
@@ -405,7 +410,9 @@ fn note_progress(tx: &mut Tx<'_>, row: &TaskRow, percent: u64) -> Result<(), Sto
 
 fn store_progress(tx: &mut Tx<'_>, row: &TaskRow, percent: u64, boots: u64) -> Result<(), StoreError> {
     tx.sql
-        .prepare_cached("INSERT OR REPLACE INTO progress (task, attempt, percent, boots, at) VALUES (?1, ?2, ?3, ?4, ?5)")?
+        .prepare_cached(
+            "INSERT OR REPLACE INTO progress (task, attempt, percent, boots, at) VALUES (?1, ?2, ?3, ?4, ?5)",
+        )?
         .execute(params![
             row.id.as_bytes(),
             signed(row.attempt),

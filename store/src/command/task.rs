@@ -58,9 +58,7 @@ pub fn create(tx: &mut Tx<'_>, new: &NewTask) -> Result<TaskRow, StoreError> {
         }
         for (key, value) in map {
             if key.is_empty() || key.len() > 128 || value.len() > 256 {
-                return refused(format!(
-                    "{what} `{key}`: names have 1 to 128 bytes, values at most 256"
-                ));
+                return refused(format!("{what} `{key}`: names have 1 to 128 bytes, values at most 256"));
             }
         }
     }
@@ -156,7 +154,8 @@ pub fn mark_ready(
     for row in tx.view().tasks(&filter)? {
         let workflow = tx.view().workflow(row.workflow)?;
         let version = workflow.as_ref().and_then(|workflow| workflow.versions.get(&row.version));
-        if !row.cancelled && version.is_some_and(|version| version.files.values().all(|digest| is_here(*digest)))
+        if !row.cancelled
+            && version.is_some_and(|version| version.files.values().all(|digest| is_here(*digest)))
         {
             step(tx, &row, TaskState::Ready, "boot files are here and verified")?;
             ready.push(row.id);

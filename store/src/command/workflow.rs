@@ -35,7 +35,9 @@ pub fn create(tx: &mut Tx<'_>, identity: &Identity, version: &NewVersion) -> Res
         return refused("a workflow needs a name");
     }
     let Identity { name, os_family, arch, boot_method } = identity;
-    for (what, text) in [("name", name), ("os_family", os_family), ("arch", arch), ("boot_method", boot_method)] {
+    for (what, text) in
+        [("name", name), ("os_family", os_family), ("arch", arch), ("boot_method", boot_method)]
+    {
         check_text(what, text)?;
     }
     if let Some(other) = tx.view().workflows()?.into_iter().find(|other| other.name == identity.name) {
@@ -52,12 +54,8 @@ pub fn create(tx: &mut Tx<'_>, identity: &Identity, version: &NewVersion) -> Res
 pub fn publish(tx: &mut Tx<'_>, id: WorkflowId, version: &NewVersion) -> Result<WorkflowRow, StoreError> {
     let row = tx.view().workflow(id)?.ok_or_else(|| unknown("workflow", id))?;
     let number = row.versions.keys().next_back().map_or(1, |last| last + 1);
-    let identity = Identity {
-        name: row.name,
-        os_family: row.os_family,
-        arch: row.arch,
-        boot_method: row.boot_method,
-    };
+    let identity =
+        Identity { name: row.name, os_family: row.os_family, arch: row.arch, boot_method: row.boot_method };
     publish_version(tx, id, &identity, None, number, version)
 }
 

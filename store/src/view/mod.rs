@@ -76,7 +76,8 @@ impl<'c> View<'c> {
         let mut counts = BTreeMap::new();
         for row in rows {
             let (kind, count) = row?;
-            let kind = Kind::from_number(kind).map_or_else(|| format!("kind {kind}"), |kind| kind.to_string());
+            let kind =
+                Kind::from_number(kind).map_or_else(|| format!("kind {kind}"), |kind| kind.to_string());
             counts.insert(kind, count.unsigned_abs());
         }
         Ok(counts)

@@ -137,11 +137,19 @@ pub(super) fn refresh(sql: &Connection, doc: i64, document: &Document) -> Result
         evidence,
         cpus: hardware.and_then(|hardware| hardware.cpus),
         memory_bytes: hardware.and_then(|hardware| hardware.memory_bytes),
-        observed_by: contested::keys(document, "observed").iter().filter_map(|key| key.parse().ok()).collect(),
+        observed_by: contested::keys(document, "observed")
+            .iter()
+            .filter_map(|key| key.parse().ok())
+            .collect(),
         contested: found.contested,
     };
     sql.prepare_cached("INSERT OR REPLACE INTO view_nodes (doc, id, home, body) VALUES (?1, ?2, ?3, ?4)")?
-        .execute(params![doc, row.id.as_bytes(), row.home.map(|site| site.0), serde_json::to_string(&row)?])?;
+        .execute(params![
+            doc,
+            row.id.as_bytes(),
+            row.home.map(|site| site.0),
+            serde_json::to_string(&row)?
+        ])?;
     sql.prepare_cached("DELETE FROM view_macs WHERE doc = ?1")?.execute([doc])?;
     for mac in &row.macs {
         // Two documents that claim one address are told apart by people; the one that was made first

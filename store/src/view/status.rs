@@ -124,9 +124,7 @@ impl View<'_> {
     pub fn boot(&self, mac: MacAddr) -> Result<Option<BootRow>, StoreError> {
         Ok(self
             .sql
-            .prepare_cached(
-                "SELECT mac, answer, reason, first_at, last_at, count FROM boots WHERE mac = ?1",
-            )?
+            .prepare_cached("SELECT mac, answer, reason, first_at, last_at, count FROM boots WHERE mac = ?1")?
             .query_row([mac.0], boot_row)
             .optional()?)
     }

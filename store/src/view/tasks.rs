@@ -7,7 +7,10 @@ use serde::{Deserialize, Serialize};
 use sync::{
     document::{Document, contested, task},
     id::{NodeId, Nonce, ReportId, SiteId, TaskId, WorkflowId},
-    policy::{TaskState, order::{Circumstances, Order}},
+    policy::{
+        TaskState,
+        order::{Circumstances, Order},
+    },
     time::Timestamp,
 };
 

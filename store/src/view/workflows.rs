@@ -97,7 +97,9 @@ pub(super) fn refresh(sql: &Connection, doc: i64, document: &Document) -> Result
             })
             .collect(),
     };
-    sql.prepare_cached("INSERT OR REPLACE INTO view_workflows (doc, id, name, body) VALUES (?1, ?2, ?3, ?4)")?
-        .execute(params![doc, row.id.as_bytes(), row.name, serde_json::to_string(&row)?])?;
+    sql.prepare_cached(
+        "INSERT OR REPLACE INTO view_workflows (doc, id, name, body) VALUES (?1, ?2, ?3, ?4)",
+    )?
+    .execute(params![doc, row.id.as_bytes(), row.name, serde_json::to_string(&row)?])?;
     Ok(())
 }

@@ -1,0 +1,241 @@
+//! The store through its door: what survives, what is refused, and what is never lost.
+
+#![expect(clippy::disallowed_methods, reason = "tests look at the files that the store keeps")]
+
+use std::{fs, path::Path, time::Duration};
+
+use sync::{
+    document::{
+        Document,
+        node::{self, Text},
+        register::{Author, Entropy},
+    },
+    engine::{Connection, Output},
+    id::{Incarnation, MacAddr, Origin, SiteId},
+    journal::Event,
+    time::{Hlc, Timestamp},
+    wire::Item,
+};
+
+use super::*;
+use crate::{
+    command::{
+        node::{NodeEdit, create as create_node, edit},
+        site,
+    },
+    view::{JournalFilter, NodeFilter},
+};
+
+const MAC: MacAddr = MacAddr([0x52, 0x54, 0, 0, 0, 1]);
+const NOW: Timestamp = Timestamp(1_795_161_600_000);
+
+fn given(number: u8) -> Given {
+    let now = NOW.after(Duration::from_secs(u64::from(number)));
+    Given { now, by: "ann".into(), entropy: [number; 32] }
+}
+
+fn open(folder: &Path, origin: Origin, number: u8) -> Result<Store, StoreError> {
+    Store::open(&Opening { folder: folder.to_path_buf(), origin, given: given(number) })
+}
+
+fn central(folder: &Path) -> (Store, SiteId, sync::id::NodeId) {
+    let store = open(folder, Origin::Central, 1).unwrap();
+    let lyon = store.run(given(2), |tx| site::create(tx, "lyon", "", "")).unwrap();
+    let node = store.run(given(3), move |tx| create_node(tx, MAC, lyon, "pos-1")).unwrap();
+    (store, lyon, node)
+}
+
+#[test]
+fn what_was_committed_is_there_after_the_next_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, lyon, node) = central(folder.path());
+    let before = store.read(|view| Ok((view.sites()?, view.nodes(&NodeFilter::default())?))).unwrap();
+    let incarnation = store.incarnation();
+    drop(store);
+    let store = open(folder.path(), Origin::Central, 9).unwrap();
+    let after = store.read(|view| Ok((view.sites()?, view.nodes(&NodeFilter::default())?))).unwrap();
+    assert_eq!((before, incarnation), (after, store.incarnation()));
+    assert_eq!(store.read(|view| view.site_by_name("lyon")).unwrap().unwrap().id, lyon);
+    assert_eq!(store.read(|view| view.node_by_mac(MAC)).unwrap().unwrap().id, node);
+}
+
+#[test]
+fn a_database_of_a_newer_program_is_refused_and_not_touched() {
+    let folder = tempfile::tempdir().unwrap();
+    drop(open(folder.path(), Origin::Central, 1).unwrap());
+    let database = folder.path().join("holdfast.db");
+    rusqlite::Connection::open(&database).unwrap().pragma_update(None, "user_version", 9).unwrap();
+    let bytes = fs::read(&database).unwrap();
+    let error = open(folder.path(), Origin::Central, 2).err().expect("refused");
+    expect_test::expect![
+        "the database has version 9, this program knows versions up to 1; it was not touched. Next: start the newer program again, or restore a backup that this one made"
+    ]
+    .assert_eq(&error.to_string());
+    assert_eq!(fs::read(&database).unwrap(), bytes);
+}
+
+#[test]
+fn a_database_of_another_replica_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    drop(open(folder.path(), Origin::Central, 1).unwrap());
+    let error = open(folder.path(), Origin::Site(SiteId([1; 16])), 2).err().expect("refused");
+    assert_eq!(error.to_string(), "the database belongs to central, not to 01010101010101010101010101010101");
+}
+
+#[test]
+fn h3_a_database_that_was_copied_back_begins_another_life_and_follows_no_orders() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path(), Origin::Central, 1).unwrap();
+    let first = store.incarnation();
+    assert_eq!(store.read(|view| view.suspended()).unwrap(), None);
+    drop(store);
+    fs::write(folder.path().join("incarnation"), "of a later life").unwrap();
+    let store = open(folder.path(), Origin::Central, 2).unwrap();
+    assert_ne!(store.incarnation(), first);
+    let why = store.read(|view| view.suspended()).unwrap();
+    assert_eq!(
+        why.as_deref(),
+        Some("the database is not the one that ran here last; it was restored or copied")
+    );
+    drop(store);
+    let store = open(folder.path(), Origin::Central, 3).unwrap();
+    assert!(store.read(|view| view.suspended()).unwrap().is_some(), "only a person ends it");
+    store.run(given(4), |tx| tx.resume_orders()).unwrap();
+    assert_eq!(store.read(|view| view.suspended()).unwrap(), None);
+}
+
+#[test]
+fn a_command_that_fails_takes_back_only_what_it_did_itself() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, _, node) = central(folder.path());
+    let rename = |name: &str| NodeEdit { hostname: Some(name.into()), ..NodeEdit::default() };
+    let (before, fails, after) = (rename("till-1"), rename("till-2"), rename("till-3"));
+    let (sender, receiver) = std::sync::mpsc::channel();
+    // Three commands that wait together share one commit.
+    for (number, edit_with, fail) in [(10, before, false), (11, fails, true), (12, after.clone(), false)] {
+        let sender = sender.clone();
+        store.submit(
+            given(number),
+            move |tx| {
+                edit(tx, node, &edit_with)?;
+                if fail { Err(StoreError::Closed) } else { Ok(()) }
+            },
+            move |outcome| sender.send(outcome.is_ok()).expect("the test listens"),
+        );
+    }
+    assert_eq!(receiver.iter().take(3).collect::<Vec<_>>(), [true, false, true]);
+    let row = store.read(|view| view.node(node)).unwrap().unwrap();
+    assert_eq!(row.hostname, "till-3");
+    let names: Vec<String> = store
+        .read(|view| view.journal(&JournalFilter::default()))
+        .unwrap()
+        .into_iter()
+        .filter_map(|row| match row.event? {
+            Event::RegisterSet { path, value, .. } if path == "hostname" => Some(value),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(names, ["till-1", "till-3"], "the journal does not know of what did not happen");
+}
+
+#[test]
+fn a_compacted_document_is_told_to_peers_byte_for_byte() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, lyon, node) = central(folder.path());
+    let peer = Origin::Site(lyon);
+    let read = |store: &Store| store.run(given(200), move |tx| tx.read_log_for(peer, 1, 1 << 20)).unwrap();
+    for number in 0..20 {
+        let edit_with = NodeEdit { hostname: Some(format!("till-{number}")), ..NodeEdit::default() };
+        store.run(given(20 + number), move |tx| edit(tx, node, &edit_with)).unwrap();
+    }
+    let before = read(&store);
+    for number in 20..60 {
+        let edit_with = NodeEdit { hostname: Some(format!("till-{number}")), ..NodeEdit::default() };
+        store.run(given(20 + number), move |tx| edit(tx, node, &edit_with)).unwrap();
+    }
+    let compacted: i64 = rusqlite::Connection::open(store.database())
+        .unwrap()
+        .query_row("SELECT count(*) FROM changes WHERE bytes IS NULL", [], |row| row.get(0))
+        .unwrap();
+    assert!(compacted >= 32, "{compacted} changes are covered by a snapshot");
+    let after = read(&store);
+    assert_eq!(after[..before.len()], before, "the same bytes, now out of the snapshot");
+    drop(store);
+    let store = open(folder.path(), Origin::Central, 250).unwrap();
+    assert_eq!(read(&store), after);
+    assert_eq!(store.read(|view| view.node(node)).unwrap().unwrap().hostname, "till-59");
+}
+
+/// Items of a site's log as a peer would send them: two changes of one machine, the second on the first.
+fn foreign_changes(site: SiteId) -> Vec<Vec<u8>> {
+    let id = sync::id::NodeId::of(MAC).into();
+    let mut document = Document::new(node::KIND, id);
+    (1..=2)
+        .map(|number| {
+            let mut author = Author {
+                incarnation: Incarnation([7; 16]),
+                site: Origin::Site(site),
+                by: "bob".into(),
+                at: Hlc::at(NOW.after(Duration::from_secs(number))),
+                policy_epoch: 1,
+                entropy: Entropy::new([u8::try_from(number).unwrap(); 32]),
+            };
+            let value = Text { value: format!("kasse-{number}") };
+            let change = document.write(&mut author, |edit| {
+                edit.set(&node::hostname(), &value, "");
+            });
+            Item::change(node::KIND.number(), id, change.unwrap().raw_bytes().to_vec()).to_bytes()
+        })
+        .collect()
+}
+
+fn ingest(store: &Store, from: u64, items: Vec<Vec<u8>>, peer: Origin) -> Result<(), StoreError> {
+    let output = Output::Ingest { connection: Connection(1), peer, from, items };
+    store.answer_now(output, given(100)).map(drop)
+}
+
+#[test]
+fn what_arrives_before_its_cause_is_parked_in_the_same_commit_and_taken_later() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path(), Origin::Central, 1).unwrap();
+    let lyon = store.run(given(2), |tx| site::create(tx, "lyon", "", "")).unwrap();
+    let items = foreign_changes(lyon);
+    ingest(&store, 1, vec![items[1].clone()], Origin::Site(lyon)).unwrap();
+    assert!(store.read(|view| view.node_by_mac(MAC)).unwrap().is_none());
+    drop(store);
+    let store = open(folder.path(), Origin::Central, 3).unwrap();
+    ingest(&store, 2, vec![items[0].clone()], Origin::Site(lyon)).unwrap();
+    let nodes = store.read(|view| view.nodes(&NodeFilter::default())).unwrap();
+    assert_eq!(nodes[0].hostname, "kasse-2");
+    assert_eq!(store.read(|view| view.peer(Origin::Site(lyon))).unwrap().pulled, 2);
+}
+
+#[test]
+fn h6_a_damaged_change_is_set_aside_shown_and_takes_nothing_with_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path(), Origin::Central, 1).unwrap();
+    let lyon = store.run(given(2), |tx| site::create(tx, "lyon", "", "")).unwrap();
+    let good = foreign_changes(lyon);
+    let mut item: Item = minicbor::decode(&good[1]).unwrap();
+    item.change.as_mut().unwrap()[60] ^= 1;
+    ingest(&store, 1, vec![good[0].clone(), item.to_bytes()], Origin::Site(lyon)).unwrap();
+    let (nodes, aside, peer) = store
+        .read(|view| {
+            Ok((view.nodes(&NodeFilter::default())?, view.quarantine()?, view.peer(Origin::Site(lyon))?))
+        })
+        .unwrap();
+    assert_eq!(nodes[0].hostname, "kasse-1");
+    assert_eq!((aside.len(), peer.agrees, peer.pulled), (1, Some(false), 2));
+    let noted = store.read(|view| view.journal(&JournalFilter::default())).unwrap();
+    assert!(noted.iter().any(|row| matches!(row.event, Some(Event::ChangeQuarantined { .. }))));
+}
+
+#[test]
+fn a_batch_with_a_gap_changes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path(), Origin::Central, 1).unwrap();
+    let lyon = store.run(given(2), |tx| site::create(tx, "lyon", "", "")).unwrap();
+    let error = ingest(&store, 5, foreign_changes(lyon), Origin::Site(lyon)).unwrap_err();
+    assert_eq!(error.to_string(), "batch of log items: it begins at 5 and 0 are here");
+    assert_eq!(store.read(|view| view.peer(Origin::Site(lyon))).unwrap().pulled, 0);
+}
