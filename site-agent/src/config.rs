@@ -174,7 +174,9 @@ impl Settings {
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         match std::fs::read_to_string(path) {
             Ok(text) => Settings::parse(path, &text),
-            Err(source) if source.kind() == std::io::ErrorKind::NotFound && path == Path::new(DEFAULT_FILE) => {
+            Err(source)
+                if source.kind() == std::io::ErrorKind::NotFound && path == Path::new(DEFAULT_FILE) =>
+            {
                 Ok(Settings::default())
             }
             Err(source) => Err(ConfigError::Read { path: path.to_owned(), source }),
@@ -227,7 +229,8 @@ impl Settings {
     /// `NoBootAddress` or `Value`.
     pub fn complete(self) -> Result<Config, ConfigError> {
         let boot_address = self.boot_address.ok_or(ConfigError::NoBootAddress)?;
-        let value = |key, value: &dyn fmt::Display, why| ConfigError::Value { key, value: value.to_string(), why };
+        let value =
+            |key, value: &dyn fmt::Display, why| ConfigError::Value { key, value: value.to_string(), why };
         if boot_address.is_unspecified() || boot_address.is_broadcast() || boot_address.is_multicast() {
             let why = "machines must reach this site by it";
             return Err(value("boot_address", &boot_address, why));
@@ -359,14 +362,28 @@ mod tests {
             "# site\nboot_adress = \"10.78.0.2\"\n",
             expect!["site.toml:2: unknown key `boot_adress`, did you mean `boot_address`?"],
         );
-        check("[dhcp_ports]\nx = 1\n", expect!["site.toml:1: unknown key `dhcp_ports`, did you mean `dhcp_port`?"]);
+        check(
+            "[dhcp_ports]\nx = 1\n",
+            expect!["site.toml:1: unknown key `dhcp_ports`, did you mean `dhcp_port`?"],
+        );
         check(
             "zzzzzz = 1",
-            expect!["site.toml:1: unknown key `zzzzzz`; there are data_dir, boot_address, interface, listen_http, dhcp_port, pxe_port, tftp_port, dhcp, loaders_dir, central, log, hold_wait_s, hold_tries"],
+            expect![
+                "site.toml:1: unknown key `zzzzzz`; there are data_dir, boot_address, interface, listen_http, dhcp_port, pxe_port, tftp_port, dhcp, loaders_dir, central, log, hold_wait_s, hold_tries"
+            ],
         );
-        check("\n\ndhcp_port = 70000\n", expect!["site.toml:3: invalid value: integer `70000`, expected u16"]);
-        check("\nboot_address = 10\n", expect!["site.toml:2: invalid type: integer `10`, expected IPv4 address"]);
-        check("boot_address = \"10.78.0.2\nlog=", expect![[r#"site.toml:1: invalid basic string, expected `"`"#]]);
+        check(
+            "\n\ndhcp_port = 70000\n",
+            expect!["site.toml:3: invalid value: integer `70000`, expected u16"],
+        );
+        check(
+            "\nboot_address = 10\n",
+            expect!["site.toml:2: invalid type: integer `10`, expected IPv4 address"],
+        );
+        check(
+            "boot_address = \"10.78.0.2\nlog=",
+            expect![[r#"site.toml:1: invalid basic string, expected `"`"#]],
+        );
         check("", expect!["`boot_address` is not set, and there is no default for it"]);
         check(
             "boot_address = \"0.0.0.0\"",

@@ -8,10 +8,7 @@ use std::{
     convert::Infallible,
     io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4},
-    sync::{
-        Arc,
-        atomic::AtomicU64,
-    },
+    sync::{Arc, atomic::AtomicU64},
     time::{Duration, Instant},
 };
 
@@ -320,4 +317,144 @@ async fn answer_dhcp(agent: Arc<Agent>, request: request::Request) -> request::A
 pub fn client(keys: &Keys) -> io::Result<Endpoint> {
     let both = endpoint::client((Ipv6Addr::UNSPECIFIED, 0).into(), keys);
     both.or_else(|_| endpoint::client((Ipv4Addr::UNSPECIFIED, 0).into(), keys))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path};
+
+    use expect_test::expect;
+    use rcgen::{
+        BasicConstraints, CertificateParams, CertificateSigningRequestParams, CertifiedIssuer, IsCa, KeyPair,
+        KeyUsagePurpose, SanType,
+    };
+    use sync::{
+        id::SiteId,
+        quic::{
+            enrol::Enrolled,
+            tls::{pki_types::CertificateDer, site_uri},
+        },
+    };
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::{TcpStream, UdpSocket},
+        sync::oneshot,
+        time::timeout,
+    };
+
+    use super::*;
+    use crate::config::Settings;
+
+    const SITE: SiteId = SiteId([7; 16]);
+
+    /// Makes a data folder as enrolment leaves it.
+    fn enrolled(folder: &Path) {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        let data = DataDir::open(folder).unwrap();
+        let request = data.key().unwrap().request("lyon").unwrap();
+        let mut request = CertificateSigningRequestParams::from_der(&request.into()).unwrap();
+        request.params.subject_alt_names = vec![SanType::URI(site_uri(SITE).try_into().unwrap())];
+        let leaf: CertificateDer<'static> = request.signed_by(&authority).unwrap().der().clone();
+        let authority = authority.der().clone();
+        let enrolled = Enrolled { site: SITE, chain: vec![leaf], authority, clock: Timestamp(0) };
+        data.keep(&enrolled, "lyon", "127.0.0.1:1").unwrap();
+    }
+
+    fn config(folder: &Path) -> Config {
+        let settings = Settings {
+            data_dir: Some(folder.to_owned()),
+            boot_address: Some(Ipv4Addr::LOCALHOST),
+            listen_http: Some((Ipv4Addr::LOCALHOST, 0).into()),
+            dhcp_port: Some(0),
+            pxe_port: Some(0),
+            tftp_port: Some(0),
+            loaders_dir: Some(folder.join("loaders")),
+            ..Settings::default()
+        };
+        settings.complete().unwrap()
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn p4_all_services_answer_while_central_is_out_of_reach_and_end_in_order() {
+        let folder = tempfile::tempdir().unwrap();
+        enrolled(folder.path());
+        fs::create_dir(folder.path().join("loaders")).unwrap();
+        fs::write(folder.path().join("loaders/snponly.efi"), b"efi program").unwrap();
+        let config = config(folder.path());
+        let (told, listening) = oneshot::channel();
+        let (stop, end) = oneshot::channel::<()>();
+        let running = tokio::spawn({
+            let config = config.clone();
+            async move {
+                let ready = |listening: &Listening| {
+                    told.send(*listening).unwrap();
+                    Ok(())
+                };
+                run(&config, ready, async { drop(end.await) }).await
+            }
+        });
+        let listening = listening.await.expect("it is ready");
+
+        // A machine looks for a boot server: captured from snponly.efi.
+        let client = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let discover = include_bytes!("../../fixtures/packets/snponly-discover.bin");
+        let door = listening.dhcp.unwrap().0.port();
+        client.send_to(discover, (Ipv4Addr::LOCALHOST, door)).await.unwrap();
+        let mut offer = vec![0; 2048];
+        let length =
+            timeout(Duration::from_secs(20), client.recv(&mut offer)).await.expect("an offer").unwrap();
+        let url = format!("http://127.0.0.1:{}/boot/52:54:00:00:00:31", listening.http.port());
+        let said = String::from_utf8_lossy(&offer[..length]).into_owned();
+        assert!(said.contains(&url), "{said}");
+
+        let question = b"\0\x01snponly.efi\0octet\0";
+        client.send_to(question, listening.tftp).await.unwrap();
+        let mut data = vec![0; 600];
+        let length =
+            timeout(Duration::from_secs(20), client.recv(&mut data)).await.expect("a block").unwrap();
+        assert_eq!(&data[4..length], b"efi program");
+
+        let mut web = TcpStream::connect(listening.http).await.unwrap();
+        web.write_all(b"GET /boot/52:54:00:00:00:31 HTTP/1.0\r\n\r\n").await.unwrap();
+        let mut script = String::new();
+        web.read_to_string(&mut script).await.unwrap();
+        let script = script.split_once("\r\n\r\n").unwrap().1.replace(&url, "URL");
+        expect![[r#"
+            #!ipxe
+            # hold page: the machine is unknown here, register it at central or let this site adopt
+            echo
+            echo Holdfast site 07070707070707070707070707070707, link offline, never heard of
+            echo central
+            echo Machine 52:54:00:00:00:31 code 67566B
+            echo the machine is unknown here, register it at central or let this site adopt
+            echo Asking again in 6 s, question 1 of 3, then the local disk
+            sleep 6 ||
+            chain --replace --autofree URL?try=2 ||
+            iseq ${platform} efi && exit 1 || sanboot --no-describe --drive 0x80 || exit
+        "#]].assert_eq(&script);
+
+        // A second agent over the same folder would fork the replica.
+        let second = run(&config, |_| Ok(()), std::future::pending()).await.unwrap_err();
+        assert!(matches!(second, RunError::Identity(IdentityError::InUse { .. })), "{second}");
+
+        stop.send(()).unwrap();
+        timeout(Duration::from_secs(30), running).await.expect("it ends").unwrap().unwrap();
+        // It has let go of everything: the same folder can be run again at once.
+        let (told, ready) = oneshot::channel();
+        let again = run(&config, |_| told.send(()).map_err(|()| io::ErrorKind::Other.into()), async {
+            drop(ready.await)
+        });
+        timeout(Duration::from_secs(30), again).await.expect("it ends").unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_machine_that_is_not_enrolled_is_told_what_to_do() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = run(&config(folder.path()), |_| Ok(()), std::future::pending()).await.unwrap_err();
+        assert!(error.to_string().starts_with("this machine is not enrolled"), "{error}");
+        assert!(error.next().contains("holdfast-site enroll"), "{}", error.next());
+    }
 }

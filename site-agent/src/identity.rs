@@ -85,7 +85,9 @@ impl IdentityError {
     /// What a person does next.
     pub fn next(&self) -> &'static str {
         match self {
-            IdentityError::File { .. } => "check that the folder is there, has room, and belongs to this program's user",
+            IdentityError::File { .. } => {
+                "check that the folder is there, has room, and belongs to this program's user"
+            }
             IdentityError::Damaged { .. } | IdentityError::Key { .. } => {
                 "restore the data folder from a backup, or move it away and enrol again with a new token"
             }
@@ -144,7 +146,13 @@ impl DataDir {
     pub fn lock(&self) -> Result<File, IdentityError> {
         let path = self.0.join("lock");
         let failed = |source| IdentityError::File { action: "lock", path: path.clone(), source };
-        let file = File::options().create(true).truncate(false).write(true).mode(0o600).open(&path).map_err(failed)?;
+        let file = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(&path)
+            .map_err(failed)?;
         match file.try_lock() {
             Ok(()) => Ok(file),
             Err(fs::TryLockError::WouldBlock) => Err(IdentityError::InUse { path: self.0.clone() }),

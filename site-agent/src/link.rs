@@ -90,7 +90,8 @@ pub fn disconnect(agent: &Agent, why: &str) {
 
 /// Seconds between heartbeats by the settings in force.
 async fn heartbeat(agent: &Arc<Agent>) -> Duration {
-    let found = agent.read(|agent, view| Ok(view.site(agent.site)?.map(|row| row.effective.heartbeat_s))).await;
+    let found =
+        agent.read(|agent, view| Ok(view.site(agent.site)?.map(|row| row.effective.heartbeat_s))).await;
     let seconds = match found {
         Ok(seconds) => seconds.unwrap_or(Effective::default().heartbeat_s),
         Err(error) => {

@@ -29,7 +29,11 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 #[derive(Parser)]
-#[command(name = "holdfast-site", version, about = "Boots and installs the machines of one site, with or without central")]
+#[command(
+    name = "holdfast-site",
+    version,
+    about = "Boots and installs the machines of one site, with or without central"
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -40,7 +44,9 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Makes this machine a site: gets its certificate from central for a token
-    #[command(after_help = "Example: holdfast-site enroll --central central.example:7443 --token hf1.… --name lyon")]
+    #[command(
+        after_help = "Example: holdfast-site enroll --central central.example:7443 --token hf1.… --name lyon"
+    )]
     Enroll {
         /// One-time token from central (hf1.…)
         #[arg(long, env = "HOLDFAST_SITE_TOKEN", hide_env_values = true)]
@@ -203,12 +209,18 @@ fn start(cli: Cli) -> Result<(), Failure> {
 
 fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
     let built = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    built.map_err(|error| Failure::new("the program cannot start its threads", error, "free memory and start again"))
+    built.map_err(|error| {
+        Failure::new("the program cannot start its threads", error, "free memory and start again")
+    })
 }
 
 fn log(filter: &str) -> Result<(), Failure> {
     let filter = EnvFilter::try_new(filter).map_err(|error| {
-        Failure::new(format!("`{filter}` is no filter for the log"), error, "use info, debug, or info,site_agent=debug")
+        Failure::new(
+            format!("`{filter}` is no filter for the log"),
+            error,
+            "use info, debug, or info,site_agent=debug",
+        )
     })?;
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(false).init();
     Ok(())
@@ -217,7 +229,9 @@ fn log(filter: &str) -> Result<(), Failure> {
 fn say(text: impl Display) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
     let said = write!(out, "{text}").and_then(|()| out.flush());
-    said.map_err(|error| Failure::new("the answer cannot be written", error, "check where standard output goes"))
+    said.map_err(|error| {
+        Failure::new("the answer cannot be written", error, "check where standard output goes")
+    })
 }
 
 async fn enroll(settings: Settings, token: &str, name: &str) -> Result<(), Failure> {
@@ -237,10 +251,15 @@ async fn enroll(settings: Settings, token: &str, name: &str) -> Result<(), Failu
     let key = data.key()?;
     let keys = data.endpoint_keys(entropy())?;
     let address = resolve(&central).await.map_err(|error| {
-        Failure::new(format!("central {central} cannot be found"), error, "check the name and the port, as in host:7443")
+        Failure::new(
+            format!("central {central} cannot be found"),
+            error,
+            "check the name and the port, as in host:7443",
+        )
     })?;
-    let endpoint = client(&keys)
-        .map_err(|error| Failure::new("no UDP socket can be opened", error, "check the network of this machine"))?;
+    let endpoint = client(&keys).map_err(|error| {
+        Failure::new("no UDP socket can be opened", error, "check the network of this machine")
+    })?;
     let enrolled = enrol::enrol(&endpoint, address, &token, name, &key, Arc::new(wall)).await;
     let enrolled = enrolled.map_err(|error| Failure(error.explain()))?;
     data.keep(&enrolled, name, &central)?;
@@ -273,7 +292,11 @@ async fn run(config: &Config) -> Result<(), Failure> {
 fn status(settings: Settings, json: bool, url: Option<String>) -> Result<(), Failure> {
     let data = DataDir::open(&settings.data_dir.unwrap_or_else(|| config::DEFAULT_DATA_DIR.into()))?;
     let token = data.known_admin_token()?.ok_or_else(|| {
-        Failure::new("the agent has never run here", "there is no admin-token in its data folder", "start it with `holdfast-site run`, or give its --data-dir")
+        Failure::new(
+            "the agent has never run here",
+            "there is no admin-token in its data folder",
+            "start it with `holdfast-site run`, or give its --data-dir",
+        )
     })?;
     let base = match (url, data.http_address()?) {
         (Some(url), _) => url,
@@ -281,7 +304,11 @@ fn status(settings: Settings, json: bool, url: Option<String>) -> Result<(), Fai
         (None, None) => "http://127.0.0.1:8080".into(),
     };
     let unreachable = |why: String| {
-        Failure::new(format!("the agent at {base} does not answer"), why, "start it with `holdfast-site run`, and read its log")
+        Failure::new(
+            format!("the agent at {base} does not answer"),
+            why,
+            "start it with `holdfast-site run`, and read its log",
+        )
     };
     let client: ureq::Agent =
         ureq::Agent::config_builder().timeout_global(Some(Duration::from_secs(10))).build().into();
@@ -295,7 +322,11 @@ fn status(settings: Settings, json: bool, url: Option<String>) -> Result<(), Fai
         return say(format_args!("{text}\n"));
     }
     let status: Status = serde_json::from_str(&text).map_err(|error| {
-        Failure::new("the agent's answer cannot be read", error, "bring both programs to the same version, or use --json")
+        Failure::new(
+            "the agent's answer cannot be read",
+            error,
+            "bring both programs to the same version, or use --json",
+        )
     })?;
     say(status)
 }

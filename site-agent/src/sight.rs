@@ -30,7 +30,8 @@ pub fn of(
         Some(node) => Some(machine(view, blobs, here, &node, now)?),
         None => None,
     };
-    let before = view.boot(mac)?.map(|boot| Before { answer: boot.answer, reason: boot.reason, count: boot.count });
+    let before =
+        view.boot(mac)?.map(|boot| Before { answer: boot.answer, reason: boot.reason, count: boot.count });
     Ok(View { mac, site: site(view, here, link)?, machine, before })
 }
 

@@ -230,14 +230,21 @@ fn word(level: Autonomy, action: Action) -> &'static str {
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = if self.name.is_empty() { "not named yet" } else { &self.name };
-        writeln!(f, "site        {name} ({}), version {}, up {}", self.site, self.version, span(self.uptime_s))?;
+        writeln!(
+            f,
+            "site        {name} ({}), version {}, up {}",
+            self.site,
+            self.version,
+            span(self.uptime_s)
+        )?;
         let session = if self.link.session { "session up" } else { "no session" };
         writeln!(f, "link        {}, {session}, central {}", self.link.state, self.link.central)?;
         match self.data_as_of {
             Some(at) => writeln!(f, "data as of  {at}")?,
             None => writeln!(f, "data as of  central was never heard")?,
         }
-        let trouble = self.link.refused.as_ref().or(self.link.last_end.as_ref()).filter(|_| !self.link.session);
+        let trouble =
+            self.link.refused.as_ref().or(self.link.last_end.as_ref()).filter(|_| !self.link.session);
         if let Some(why) = trouble {
             writeln!(f, "            {why}")?;
         }
@@ -252,8 +259,12 @@ impl fmt::Display for Status {
         }
         writeln!(f, "autonomy    {} (settings epoch {})", self.autonomy, self.policy_epoch)?;
         for verdict in ["allow", "queue"] {
-            let actions: Vec<&str> =
-                self.allows.iter().filter(|(_, word)| *word == verdict).map(|(action, _)| action.as_str()).collect();
+            let actions: Vec<&str> = self
+                .allows
+                .iter()
+                .filter(|(_, word)| *word == verdict)
+                .map(|(action, _)| action.as_str())
+                .collect();
             let label = if verdict == "allow" { "now" } else { "central" };
             if !actions.is_empty() {
                 writeln!(f, "  {label:<10}{}", actions.join(", "))?;
@@ -269,7 +280,12 @@ impl fmt::Display for Status {
         }
         let waiting = self.link.end.saturating_sub(self.link.acknowledged);
         writeln!(f, "for central {waiting} changes and entries wait to be acknowledged")?;
-        writeln!(f, "content     {} MB here, {} files wanted", self.blobs.bytes / 1_000_000, self.blobs.wanted.len())?;
+        writeln!(
+            f,
+            "content     {} MB here, {} files wanted",
+            self.blobs.bytes / 1_000_000,
+            self.blobs.wanted.len()
+        )?;
         for wanted in &self.blobs.wanted {
             let of = wanted.size.map_or("unknown".to_owned(), |size| size.to_string());
             writeln!(f, "  wanted    {}… {} of {of} bytes", &wanted.digest.to_string()[..12], wanted.have)?;

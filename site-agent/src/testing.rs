@@ -70,7 +70,13 @@ pub(crate) fn replicate(central: &Store, site: &Store, edge: Edge) {
 }
 
 /// At central: orders that the machine `mac` at home in `home` is installed with these files, by role.
-pub(crate) fn order(central: &Store, edge: Edge, home: SiteId, mac: MacAddr, files: &[(&str, &[u8])]) -> TaskId {
+pub(crate) fn order(
+    central: &Store,
+    edge: Edge,
+    home: SiteId,
+    mac: MacAddr,
+    files: &[(&str, &[u8])],
+) -> TaskId {
     let files: BTreeMap<String, (Digest, u64)> = files
         .iter()
         .map(|(role, bytes)| ((*role).to_owned(), (Digest::of(bytes), bytes.len() as u64)))
@@ -82,7 +88,8 @@ pub(crate) fn order(central: &Store, edge: Edge, home: SiteId, mac: MacAddr, fil
             arch: "x86_64".into(),
             boot_method: "kernel".into(),
         };
-        let version = workflow::NewVersion { files, kernel_args: "console=ttyS0".into(), needs_approval: false };
+        let version =
+            workflow::NewVersion { files, kernel_args: "console=ttyS0".into(), needs_approval: false };
         let workflow = workflow::create(tx, &identity, &version)?.id;
         let node = node::create(tx, mac, home, "m1")?;
         let (parameters, tags) = (BTreeMap::new(), BTreeMap::new());

@@ -40,7 +40,12 @@ impl Narrator {
     }
 
     /// Something must hold now.
-    pub(crate) fn check(&mut self, what: &str, holds: bool, found: impl std::fmt::Display) -> Result<(), Failed> {
+    pub(crate) fn check(
+        &mut self,
+        what: &str,
+        holds: bool,
+        found: impl std::fmt::Display,
+    ) -> Result<(), Failed> {
         if !holds {
             return Err(Failed(format!("{what} (found: {found})")));
         }

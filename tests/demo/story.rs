@@ -60,7 +60,9 @@ fn mac(last: u8) -> MacAddr {
 pub(crate) fn tell(narrator: &mut Narrator, fault: Option<Fault>) -> Result<Running, Failed> {
     let folder = tempfile::tempdir().expect("a folder for the story");
 
-    narrator.part("1. Central and two branch offices, each with its own database, joined by QUIC with mutual TLS");
+    narrator.part(
+        "1. Central and two branch offices, each with its own database, joined by QUIC with mutual TLS",
+    );
     let central = Central::start(&folder.path().join("central"));
     narrator.tell(&format!("central listens on {} (UDP) and {}", central.quic, central.rest.address()));
     let mut wires = Vec::new();
@@ -72,7 +74,8 @@ pub(crate) fn tell(narrator: &mut Narrator, fault: Option<Fault>) -> Result<Runn
         let (code, id, complaint) = Site::enrol(&home, name, wire.address(), &token);
         narrator.check(&format!("{name} enrols with its token"), code == 0, &complaint)?;
         if name == "lyon" {
-            let (code, _, complaint) = Site::enrol(&folder.path().join("thief"), name, wire.address(), &token);
+            let (code, _, complaint) =
+                Site::enrol(&folder.path().join("thief"), name, wire.address(), &token);
             let refused = code != 0 && complaint.contains("used");
             narrator.check("the token cannot be used twice", refused, &complaint)?;
         }
@@ -85,7 +88,11 @@ pub(crate) fn tell(narrator: &mut Narrator, fault: Option<Fault>) -> Result<Runn
     for site in [&lyon, &oslo] {
         // Short heartbeats, so that a cut shows within seconds.
         let answer = central.rest.patch(&format!("/sites/{}", site.id), &json!({ "heartbeat_s": 1 }));
-        narrator.check(&format!("central sets the heartbeat of {}", site.name), answer.status == 200, &answer.body)?;
+        narrator.check(
+            &format!("central sets the heartbeat of {}", site.name),
+            answer.status == 200,
+            &answer.body,
+        )?;
         narrator.wait(&format!("central sees {} online", site.name), SOON, || {
             let seen = central.rest.show(&format!("/sites/{}", site.id));
             (seen["status"] == "online", seen)
@@ -94,11 +101,20 @@ pub(crate) fn tell(narrator: &mut Narrator, fault: Option<Fault>) -> Result<Runn
 
     narrator.part("2. Central plans: one workflow, three machines, an order for each");
     let workflow = publish(narrator, &central)?;
-    let plan = [(&lyon, mac(1), "till-1"), (&lyon, mac(2), "till-2"), (&oslo, mac(3), "kiosk-1"), (&lyon, mac(4), "till-4")];
+    let plan = [
+        (&lyon, mac(1), "till-1"),
+        (&lyon, mac(2), "till-2"),
+        (&oslo, mac(3), "kiosk-1"),
+        (&lyon, mac(4), "till-4"),
+    ];
     for (site, mac, hostname) in plan {
         let node = json!({ "mac": mac.to_string(), "site": site.id, "hostname": hostname });
         let answer = central.rest.post("/nodes", &node);
-        narrator.check(&format!("{hostname} ({mac}) is at home in {}", site.name), answer.status == 201, &answer.body)?;
+        narrator.check(
+            &format!("{hostname} ({mac}) is at home in {}", site.name),
+            answer.status == 201,
+            &answer.body,
+        )?;
         let task = json!({ "node": mac.to_string(), "workflow": workflow });
         let answer = central.rest.post("/tasks", &task);
         narrator.check(&format!("{hostname} has an order"), answer.status == 201, &answer.body)?;
@@ -121,17 +137,37 @@ pub(crate) fn tell(narrator: &mut Narrator, fault: Option<Fault>) -> Result<Runn
     let mut uefi = Machine::new(mac(2), Firmware::Uefi, 12);
     for (machine, kind) in [(&mut bios, "BIOS machine"), (&mut uefi, "UEFI machine")] {
         let told = machine.power_on(&lyon);
-        narrator.check(&format!("the {kind} is given the workflow"), matches!(told, Told::Workflow(_)), format!("{told:?}"))?;
+        narrator.check(
+            &format!("the {kind} is given the workflow"),
+            matches!(told, Told::Workflow(_)),
+            format!("{told:?}"),
+        )?;
         let installed = machine.install(&told);
-        narrator.check("every file it loaded is what its name says", machine.damaged.is_empty(), machine.damaged.join(", "))?;
-        narrator.check(&format!("the {kind} was given one go-ahead and installed"), installed && machine.go_aheads() == 1, format!("{:?}", machine.log))?;
+        narrator.check(
+            "every file it loaded is what its name says",
+            machine.damaged.is_empty(),
+            machine.damaged.join(", "),
+        )?;
+        narrator.check(
+            &format!("the {kind} was given one go-ahead and installed"),
+            installed && machine.go_aheads() == 1,
+            format!("{:?}", machine.log),
+        )?;
         let told = machine.power_on(&lyon);
-        narrator.check("powered on again, it boots its own disk", told == Told::LocalDisk, format!("{told:?}"))?;
+        narrator.check(
+            "powered on again, it boots its own disk",
+            told == Told::LocalDisk,
+            format!("{told:?}"),
+        )?;
     }
     let mut stranger = Machine::new(mac(9), Firmware::Bios, 13);
     let told = stranger.power_on(&lyon);
     let held = matches!(&told, Told::Hold(screen) if screen.contains("lyon"));
-    narrator.check("an unknown machine is held, and its screen says where and why", held, format!("{told:?}"))?;
+    narrator.check(
+        "an unknown machine is held, and its screen says where and why",
+        held,
+        format!("{told:?}"),
+    )?;
     narrator.wait("lyon knows that it is cut off", SOON, || {
         let status = lyon.rest.show("/agent/status");
         (status["link"]["state"] == "offline", status)
@@ -147,10 +183,18 @@ pub(crate) fn tell(narrator: &mut Narrator, fault: Option<Fault>) -> Result<Runn
         (found == json!(["offline", "online"]), found)
     })?;
     let row = central.rest.show(&format!("/nodes/{}", mac(1)));
-    narrator.check("central does not know yet that till-1 was installed", row["state"] == "discovered", &row)?;
+    narrator.check(
+        "central does not know yet that till-1 was installed",
+        row["state"] == "discovered",
+        &row,
+    )?;
     let mut kiosk = Machine::new(mac(3), Firmware::Uefi, 14);
     let told = kiosk.power_on(&oslo);
-    narrator.check("oslo, connected, installs its kiosk", kiosk.install(&told), format!("{:?}", kiosk.log))?;
+    narrator.check(
+        "oslo, connected, installs its kiosk",
+        kiosk.install(&told),
+        format!("{:?}", kiosk.log),
+    )?;
     narrator.wait("which central sees at once", SOON, || {
         let row = central.rest.show(&format!("/nodes/{}", mac(3)));
         (row["state"] == "installed", row)
@@ -182,7 +226,11 @@ pub(crate) fn tell(narrator: &mut Narrator, fault: Option<Fault>) -> Result<Runn
     let told = till.power_on(&lyon);
     let answer = till.report(&told, "go_ahead", &json!({}));
     let resumed = answer.body["answer"] == "resume" && till.go_aheads() == 1;
-    narrator.check("powered on again, till-4 resumes; no go-ahead is given twice", resumed, format!("{:?}", till.log))?;
+    narrator.check(
+        "powered on again, till-4 resumes; no go-ahead is given twice",
+        resumed,
+        format!("{:?}", till.log),
+    )?;
     till.report(&told, "install_complete", &json!({}));
 
     narrator.part("6. The link returns");
@@ -192,19 +240,25 @@ pub(crate) fn tell(narrator: &mut Narrator, fault: Option<Fault>) -> Result<Runn
         lyon_wire.swallow_answers();
     }
     for site in [&lyon, &oslo] {
-        narrator.wait(&format!("{}'s work is acknowledged, and both sides hold the same", site.name), SOON, || {
-            let here = site.rest.show("/agent/status")["link"].clone();
-            let there = central.rest.show(&format!("/sites/{}", site.id));
-            let holds = here["state"] == "connected"
-                && here["acknowledged"] == here["end"]
-                && there["acknowledged"] == there["end"]
-                && here["agrees"] == true
-                && there["agrees"] == true
-                && there["pulled"] == here["end"];
-            (holds, json!({ "site": here, "central": there }))
-        })?;
+        narrator.wait(
+            &format!("{}'s work is acknowledged, and both sides hold the same", site.name),
+            SOON,
+            || {
+                let here = site.rest.show("/agent/status")["link"].clone();
+                let there = central.rest.show(&format!("/sites/{}", site.id));
+                let holds = here["state"] == "connected"
+                    && here["acknowledged"] == here["end"]
+                    && there["acknowledged"] == there["end"]
+                    && here["agrees"] == true
+                    && there["agrees"] == true
+                    && there["pulled"] == here["end"];
+                (holds, json!({ "site": here, "central": there }))
+            },
+        )?;
     }
-    for (last, name, state) in [(1, "front-desk", "active"), (2, "till-2", "active"), (4, "till-4", "installed")] {
+    for (last, name, state) in
+        [(1, "front-desk", "active"), (2, "till-2", "active"), (4, "till-4", "installed")]
+    {
         let row = central.rest.show(&format!("/nodes/{}", mac(last)));
         let holds = row["state"] == state && row["hostname"] == name;
         narrator.check(&format!("central shows {name}: {state}"), holds, &row)?;
@@ -212,9 +266,14 @@ pub(crate) fn tell(narrator: &mut Narrator, fault: Option<Fault>) -> Result<Runn
         narrator.check("and lyon shows the same", row == here, json!([row, here]))?;
     }
     let row = lyon.rest.show(&format!("/nodes/{}", mac(1)));
-    narrator.check("lyon has heard of the new name and the tag", row["hostname"] == "front-desk" && row["tags"]["floor"] == "1", &row)?;
+    narrator.check(
+        "lyon has heard of the new name and the tag",
+        row["hostname"] == "front-desk" && row["tags"]["floor"] == "1",
+        &row,
+    )?;
     let screens = central.rest.list(&format!("/journal?site={}", lyon.id));
-    let stranger = screens.iter().any(|row| row["event"] == "boot_answered" && row["mac"] == mac(9).to_string());
+    let stranger =
+        screens.iter().any(|row| row["event"] == "boot_answered" && row["mac"] == mac(9).to_string());
     narrator.check("central has heard of the unknown machine", stranger, "no such entry")?;
 
     narrator.part("7. What must never have happened");
@@ -225,25 +284,50 @@ pub(crate) fn tell(narrator: &mut Narrator, fault: Option<Fault>) -> Result<Runn
         };
         let (here, there) = (chain(journal(&site.rest, site)), chain(journal(&central.rest, site)));
         let gapless = there.iter().enumerate().all(|(index, row)| row[1] == json!(index + 1));
-        let what = format!("central holds {}'s journal, {} entries, in order and without a gap", site.name, here.len());
+        let what = format!(
+            "central holds {}'s journal, {} entries, in order and without a gap",
+            site.name,
+            here.len()
+        );
         narrator.check(&what, here == there && gapless, json!([here.len(), there.len()]))?;
     }
     for (machine, site) in [(&bios, &lyon), (&uefi, &lyon), (&till, &lyon), (&kiosk, &oslo)] {
-        for (whose, rows) in [("the site", journal(&site.rest, site)), ("central", journal(&central.rest, site))] {
+        for (whose, rows) in
+            [("the site", journal(&site.rest, site)), ("central", journal(&central.rest, site))]
+        {
             let twice: Vec<&str> = machine
                 .log
                 .iter()
-                .filter(|reported| rows.iter().filter(|row| row["report"] == reported.id && (row["event"] == "report_received" || row["event"] == "report_refused")).count() != 1)
+                .filter(|reported| {
+                    rows.iter()
+                        .filter(|row| {
+                            row["report"] == reported.id
+                                && (row["event"] == "report_received" || row["event"] == "report_refused")
+                        })
+                        .count()
+                        != 1
+                })
                 .map(|reported| reported.id.as_str())
                 .collect();
-            let what = format!("each of the {} reports of {} is once in the journal of {whose}", machine.log.len(), machine.mac);
+            let what = format!(
+                "each of the {} reports of {} is once in the journal of {whose}",
+                machine.log.len(),
+                machine.mac
+            );
             narrator.check(&what, twice.is_empty(), twice.join(", "))?;
         }
         let consumed = journal(&central.rest, site)
             .iter()
-            .filter(|row| row["event"] == "order_consumed" && row["node"] == sync::id::NodeId::of(machine.mac).to_string())
+            .filter(|row| {
+                row["event"] == "order_consumed"
+                    && row["node"] == sync::id::NodeId::of(machine.mac).to_string()
+            })
             .count();
-        narrator.check(&format!("the order for {} was consumed once", machine.mac), consumed == 1, consumed)?;
+        narrator.check(
+            &format!("the order for {} was consumed once", machine.mac),
+            consumed == 1,
+            consumed,
+        )?;
     }
     Ok(Running { central, lyon, oslo, _wires: [lyon_wire, oslo_wire], _folder: folder })
 }
@@ -260,7 +344,11 @@ fn publish(narrator: &mut Narrator, central: &Central) -> Result<Value, Failed> 
         let bytes = content(role);
         let answer = central.rest.put("/blobs", &bytes);
         let named = answer.body["digest"] == Digest::of(&bytes).to_string();
-        narrator.check(&format!("the {role} is uploaded and named by its digest"), answer.status == 201 && named, &answer.body)?;
+        narrator.check(
+            &format!("the {role} is uploaded and named by its digest"),
+            answer.status == 201 && named,
+            &answer.body,
+        )?;
         files.insert(role.to_string(), answer.body["digest"].clone());
     }
     let workflow = json!({

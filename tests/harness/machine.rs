@@ -158,12 +158,15 @@ impl Machine {
 
     /// Fetches every file of the workflow and compares it with its name.
     pub fn load(&mut self, told: &Told) -> bool {
-        let mut urls: Vec<String> =
-            self.script.split_whitespace().filter(|word| word.contains("/blobs/")).map(str::to_string).collect();
+        let mut urls: Vec<String> = self
+            .script
+            .split_whitespace()
+            .filter(|word| word.contains("/blobs/"))
+            .map(str::to_string)
+            .collect();
         if let Told::Workflow(arguments) = told {
-            let of = |name: &str| {
-                arguments.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone())
-            };
+            let of =
+                |name: &str| arguments.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
             if let (Some(site), Some(image)) = (of("holdfast.site"), of("holdfast.image")) {
                 urls.push(format!("{site}/blobs/{image}"));
             }

@@ -140,7 +140,8 @@ impl Program {
     /// # Panics
     /// When it has ended.
     pub fn resident_bytes(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.id())).expect("a running program");
+        let status =
+            std::fs::read_to_string(format!("/proc/{}/status", self.id())).expect("a running program");
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a running program");
         let kilobytes: u64 = line.trim().trim_end_matches(" kB").parse().expect("a number of kilobytes");
         kilobytes * 1024
@@ -214,12 +215,14 @@ fn quiet_ports<const N: usize>() -> [u16; N] {
     static TRIED: AtomicU32 = AtomicU32::new(0);
     // Programs of two test processes meet rarely if each begins elsewhere.
     let first = std::process::id().wrapping_mul(2_654_435_761);
-    [(); N].map(|()| loop {
-        let nth = first.wrapping_add(TRIED.fetch_add(1, Ordering::Relaxed));
-        let port = u16::try_from(12_000 + nth % 20_000).expect("below 32,000");
-        let address = ("127.0.0.1", port);
-        if UdpSocket::bind(address).is_ok() && TcpListener::bind(address).is_ok() {
-            return port;
+    [(); N].map(|()| {
+        loop {
+            let nth = first.wrapping_add(TRIED.fetch_add(1, Ordering::Relaxed));
+            let port = u16::try_from(12_000 + nth % 20_000).expect("below 32,000");
+            let address = ("127.0.0.1", port);
+            if UdpSocket::bind(address).is_ok() && TcpListener::bind(address).is_ok() {
+                return port;
+            }
         }
     })
 }
@@ -248,8 +251,9 @@ impl Central {
         std::fs::create_dir_all(folder).expect("a folder for central");
         let config = folder.join("central.toml");
         let data = folder.join("data");
+        // Central speaks as often as the sites of a story are told to, or they would think themselves cut off.
         let text = format!(
-            "data_dir = {:?}\nlisten_quic = {quic:?}\nlisten_http = {http:?}\n",
+            "data_dir = {:?}\nlisten_quic = {quic:?}\nlisten_http = {http:?}\nheartbeat_s = 1\n",
             data.display().to_string()
         );
         std::fs::write(&config, text).expect("a configuration file");

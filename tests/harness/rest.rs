@@ -78,6 +78,14 @@ impl Rest {
         }
     }
 
+    /// Reads what is no JSON.
+    ///
+    /// # Errors
+    /// When nobody answers, or the body breaks off.
+    pub fn bytes(&self, path: &str) -> Result<(u16, Vec<u8>), String> {
+        read(self.agent.get(self.url(path)).header("authorization", self.bearer()).call())
+    }
+
     /// Creates.
     pub fn post(&self, path: &str, body: &Value) -> Answer {
         answer(self.agent.post(self.url(path)).header("authorization", self.bearer()).send_json(body))
@@ -99,7 +107,11 @@ impl Rest {
 /// # Errors
 /// When nobody answers, or the body breaks off.
 pub fn fetch(url: &str) -> Result<(u16, Vec<u8>), String> {
-    let response = agent().get(url).call().map_err(|error| error.to_string())?;
+    read(agent().get(url).call())
+}
+
+fn read(response: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> Result<(u16, Vec<u8>), String> {
+    let response = response.map_err(|error| error.to_string())?;
     let status = response.status().as_u16();
     let mut bytes = Vec::new();
     response.into_body().into_reader().read_to_end(&mut bytes).map_err(|error| error.to_string())?;

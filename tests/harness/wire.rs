@@ -6,7 +6,7 @@ use std::{
     net::{SocketAddr, UdpSocket},
     sync::{
         Arc,
-        atomic::{AtomicU64, AtomicU8, Ordering},
+        atomic::{AtomicU8, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -25,7 +25,20 @@ pub struct Wire {
 #[derive(Default)]
 struct Line {
     state: AtomicU8,
-    delivered: AtomicU64,
+    carried: Carried,
+}
+
+/// What was carried so far, by direction.
+#[derive(Default, Debug)]
+pub struct Carried {
+    /// Datagrams towards central.
+    pub datagrams_up: AtomicU64,
+    /// Their bytes.
+    pub bytes_up: AtomicU64,
+    /// Datagrams towards the site.
+    pub datagrams_down: AtomicU64,
+    /// Their bytes.
+    pub bytes_down: AtomicU64,
 }
 
 impl Wire {
@@ -63,9 +76,14 @@ impl Wire {
         self.line.state.store(DEAF, Ordering::SeqCst);
     }
 
+    /// What was carried so far.
+    pub fn carried(&self) -> &Carried {
+        &self.line.carried
+    }
+
     /// Bytes of datagrams that were delivered to sites so far.
     pub fn delivered_bytes(&self) -> u64 {
-        self.line.delivered.load(Ordering::SeqCst)
+        self.line.carried.bytes_down.load(Ordering::SeqCst)
     }
 }
 
@@ -88,6 +106,8 @@ fn relay(front: &UdpSocket, central: SocketAddr, line: &Arc<Line>) {
             backs.insert(site, back);
         }
         if let Some(back) = backs.get(&site) {
+            line.carried.datagrams_up.fetch_add(1, Ordering::SeqCst);
+            line.carried.bytes_up.fetch_add(length as u64, Ordering::SeqCst);
             drop(back.send(&buffer[..length]));
         }
     }
@@ -107,7 +127,8 @@ fn back(front: &UdpSocket, site: SocketAddr, central: SocketAddr, line: &Arc<Lin
                 (STOP, _) => return,
                 (OPEN, Ok(length)) => {
                     if front.send_to(&buffer[..length], site).is_ok() {
-                        line.delivered.fetch_add(length as u64, Ordering::SeqCst);
+                        line.carried.datagrams_down.fetch_add(1, Ordering::SeqCst);
+                        line.carried.bytes_down.fetch_add(length as u64, Ordering::SeqCst);
                     }
                 }
                 _ => {}

@@ -193,11 +193,10 @@ impl World {
         let until = self.now + duration;
         loop {
             self.settle();
-            let timeouts = self
-                .replicas
-                .values()
-                .filter(|replica| replica.store.is_some())
-                .filter_map(|replica| replica.engine.poll_timeout().map(|at| replica.since.saturating_add(at)));
+            let timeouts =
+                self.replicas.values().filter(|replica| replica.store.is_some()).filter_map(|replica| {
+                    replica.engine.poll_timeout().map(|at| replica.since.saturating_add(at))
+                });
             let arrivals = self.flights.iter().map(|flight| flight.arrives);
             let Some(next) = timeouts.chain(arrivals).min().filter(|next| *next <= until) else {
                 self.now = until;

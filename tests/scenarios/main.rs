@@ -2,3 +2,4 @@
 
 mod partition;
 mod divergence;
+mod reconnect;

@@ -45,9 +45,8 @@ fn order(world: &mut World, site: SiteId, mac: MacAddr, workflow: WorkflowId) ->
 fn report(world: &mut World, site: SiteId, node: NodeId, task: &TaskRow, it: Report) -> String {
     let report = ReportId(world.random.bytes());
     let about = (task.id, 1);
-    let answer = world.run(Origin::Site(site), "machine", move |tx| {
-        report::event(tx, site, report, node, about, &it)
-    });
+    let answer =
+        world.run(Origin::Site(site), "machine", move |tx| report::event(tx, site, report, node, about, &it));
     let answer = answer.unwrap();
     format!("{} {}", answer.status, answer.body)
 }
@@ -67,9 +66,15 @@ fn p5_h1_a_cut_off_site_installs_and_central_hears_of_it_in_order() {
     let ready = world.run(Origin::Site(lyon), "cache", move |tx| task::mark_ready(tx, lyon, |_| true));
     assert_eq!(ready.unwrap(), [task.id]);
     assert_eq!(report(&mut world, lyon, node, &task, Report::GoAhead), r#"200 {"answer":"go"}"#);
-    assert_eq!(report(&mut world, lyon, node, &task, Report::InstallStarted), r#"200 {"state":"installing"}"#);
+    assert_eq!(
+        report(&mut world, lyon, node, &task, Report::InstallStarted),
+        r#"200 {"state":"installing"}"#
+    );
     assert_eq!(report(&mut world, lyon, node, &task, Report::Progress(50)), r#"200 {"state":"installing"}"#);
-    assert_eq!(report(&mut world, lyon, node, &task, Report::InstallComplete), r#"200 {"state":"installed"}"#);
+    assert_eq!(
+        report(&mut world, lyon, node, &task, Report::InstallComplete),
+        r#"200 {"state":"installed"}"#
+    );
 
     // Meanwhile, at central: another name and a tag.
     let edit = NodeEdit {
@@ -94,7 +99,9 @@ fn p5_h1_a_cut_off_site_installs_and_central_hears_of_it_in_order() {
     let filter = JournalFilter { site: Some(lyon), ..JournalFilter::default() };
     let entries = |origin| world.store(origin).read(|view| view.journal(&filter)).unwrap();
     let (here, there) = (entries(Origin::Site(lyon)), entries(Origin::Central));
-    let chain = |rows: &[store::view::JournalRow]| rows.iter().map(|row| (row.seq, row.event.clone())).collect::<Vec<_>>();
+    let chain = |rows: &[store::view::JournalRow]| {
+        rows.iter().map(|row| (row.seq, row.event.clone())).collect::<Vec<_>>()
+    };
     assert_eq!(chain(&here), chain(&there), "central has the site's journal, in order");
     assert!(here.iter().map(|row| row.seq).eq(1..=here.len() as u64), "without gaps");
 }
@@ -106,7 +113,8 @@ fn h3_a_repeated_go_ahead_is_the_same_answer_and_another_boot_only_resumes() {
     let workflow = publish(&mut world);
     let (node, task) = order(&mut world, lyon, MAC, workflow);
     world.until("both agree", MINUTE, |world| {
-        world.in_agreement(lyon) && world.store(Origin::Site(lyon)).read(|view| view.task(task.id)).unwrap().is_some()
+        world.in_agreement(lyon)
+            && world.store(Origin::Site(lyon)).read(|view| view.task(task.id)).unwrap().is_some()
     });
     world.set_link(lyon, false);
     let id = task.id;
@@ -146,7 +154,10 @@ fn p7_h2_both_sides_name_one_machine_and_both_names_are_kept() {
     let lyon = world.add_site("lyon");
     let workflow = publish(&mut world);
     let (node, _) = order(&mut world, lyon, MAC, workflow);
-    world.until("both agree", MINUTE, |world| world.in_agreement(lyon) && world.store(Origin::Site(lyon)).read(|view| view.node(node)).unwrap().is_some());
+    world.until("both agree", MINUTE, |world| {
+        world.in_agreement(lyon)
+            && world.store(Origin::Site(lyon)).read(|view| view.node(node)).unwrap().is_some()
+    });
     world.set_link(lyon, false);
     for (origin, name) in [(Origin::Central, "till-1"), (Origin::Site(lyon), "kasse-1")] {
         let edit = NodeEdit { hostname: Some(name.into()), ..NodeEdit::default() };
@@ -156,7 +167,11 @@ fn p7_h2_both_sides_name_one_machine_and_both_names_are_kept() {
     world.until("both agree", MINUTE, |world| world.in_agreement(lyon));
     for origin in [Origin::Central, Origin::Site(lyon)] {
         let row = world.store(origin).read(|view| view.node(node)).unwrap().unwrap();
-        assert_eq!((row.hostname.as_str(), row.contested), ("pos-1", vec!["hostname".to_string()]), "{origin}");
+        assert_eq!(
+            (row.hostname.as_str(), row.contested),
+            ("pos-1", vec!["hostname".to_string()]),
+            "{origin}"
+        );
     }
 }
 

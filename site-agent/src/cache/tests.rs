@@ -10,7 +10,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, SanType};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+    KeyUsagePurpose, SanType,
+};
 use store::{Opening, Store, command::site};
 use sync::{
     blob::Digest,
@@ -22,10 +25,16 @@ use sync::{
         driver::{self, Dialer, Feed, Host, wall},
         endpoint::{self, Guest, Keys, Limits, Listener},
         stream::{BlobWriter, FrameReader},
-        tls::{self, Identity, Protocol, pki_types::{CertificateDer, PrivatePkcs8KeyDer}},
+        tls::{
+            self, Identity, Protocol,
+            pki_types::{CertificateDer, PrivatePkcs8KeyDer},
+        },
     },
 };
-use tokio::{sync::mpsc, task::AbortHandle};
+use tokio::{
+    sync::{Notify, mpsc},
+    task::AbortHandle,
+};
 
 use crate::{agent::Agent, event_loop::Edge, link, testing};
 
@@ -36,7 +45,7 @@ const DEADLINE: Duration = Duration::from_secs(60);
 enum Trick {
     /// As asked.
     Honest,
-    /// The connection is lost after so many bytes.
+    /// The connection is lost after so many bytes, when the test says so.
     BreakAfter(usize),
     /// Other bytes of the same length.
     Lie,
@@ -53,6 +62,8 @@ struct Central {
     /// Digest and offset of every request.
     asked: Mutex<Vec<(Digest, u64)>>,
     connection: Mutex<Option<Connection>>,
+    /// Cuts the line of [`Trick::BreakAfter`].
+    cut: Notify,
 }
 
 struct World {
@@ -81,6 +92,7 @@ impl World {
             tricks: Mutex::new(tricks.iter().rev().copied().collect()),
             asked: Mutex::new(Vec::new()),
             connection: Mutex::new(None),
+            cut: Notify::new(),
         });
         let agent = testing::agent(open("lyon", Origin::Site(id)), edge, 1);
         let (dialer, listening) = serve(&central, id);
@@ -97,7 +109,13 @@ impl World {
     }
 
     fn order(&self, files: &[(&str, &[u8])]) -> TaskId {
-        testing::order(&self.central.store, self.agent.edge, self.agent.site, MacAddr([2, 0, 0, 0, 0, 1]), files)
+        testing::order(
+            &self.central.store,
+            self.agent.edge,
+            self.agent.site,
+            MacAddr([2, 0, 0, 0, 0, 1]),
+            files,
+        )
     }
 
     async fn wait(&self, what: &str, mut holds: impl FnMut(&Self) -> bool) {
@@ -117,8 +135,13 @@ impl World {
 
     /// Words of the site's journal.
     fn journal(&self) -> Vec<String> {
-        let rows = self.agent.store.read(|view| view.journal(&store::view::JournalFilter::default())).unwrap();
-        rows.iter().filter_map(|row| Some(serde_json::to_value(row.event.as_ref()?).unwrap()["event"].as_str()?.to_owned())).collect()
+        let rows =
+            self.agent.store.read(|view| view.journal(&store::view::JournalFilter::default())).unwrap();
+        rows.iter()
+            .filter_map(|row| {
+                Some(serde_json::to_value(row.event.as_ref()?).unwrap()["event"].as_str()?.to_owned())
+            })
+            .collect()
     }
 
     fn count(&self, event: &str) -> usize {
@@ -185,7 +208,11 @@ fn valid(mut params: CertificateParams) -> CertificateParams {
     params
 }
 
-fn identity(authority: &CertifiedIssuer<'static, KeyPair>, name: SanType, usage: ExtendedKeyUsagePurpose) -> Identity {
+fn identity(
+    authority: &CertifiedIssuer<'static, KeyPair>,
+    name: SanType,
+    usage: ExtendedKeyUsagePurpose,
+) -> Identity {
     let mut params = CertificateParams::default();
     params.subject_alt_names = vec![name];
     params.extended_key_usages = vec![usage];
@@ -226,8 +253,7 @@ impl Host for CentralHost {
             let mut writer = BlobWriter::open(send, bytes.len() as u64, "lyon").await.unwrap();
             if let Trick::BreakAfter(count) = trick {
                 writer.write(bytes[..count].to_vec().into()).await.unwrap();
-                // Only what the site has taken from the stream survives the connection.
-                tokio::time::sleep(Duration::from_millis(300)).await;
+                central.cut.notified().await;
                 connection.expect("a session").close(0_u32.into(), b"the line is cut");
                 return;
             }
@@ -252,10 +278,11 @@ async fn t6_what_an_order_needs_is_fetched_and_the_task_becomes_ready() {
     assert_eq!(world.count("blob_arrived"), 2);
     assert_eq!(world.count("epoch_adopted"), 1);
     assert!(world.agent.content.borrow().wanted.is_empty());
-    world.wait("central's knowledge", |world| {
-        world.central.store.read(|view| view.task(task)).unwrap().unwrap().state.as_str() == "ready"
-    })
-    .await;
+    world
+        .wait("central's knowledge", |world| {
+            world.central.store.read(|view| view.task(task)).unwrap().unwrap().state.as_str() == "ready"
+        })
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -263,6 +290,9 @@ async fn t6_a_fetch_that_was_cut_off_goes_on_where_it_stopped() {
     let kernel = content(3, 3_000_000);
     let world = World::new(&[&kernel], &[Trick::BreakAfter(1_000_000)]).await;
     let task = world.order(&[("kernel", &kernel), ("initrd", &kernel)]);
+    let partial = [(Digest::of(&kernel), 1_000_000)];
+    world.wait("the first part", |world| world.agent.store.blobs().unfinished().unwrap() == partial).await;
+    world.central.cut.notify_one();
     world.wait("a ready task", |world| world.state(task) == "ready").await;
     let asked = world.central.asked.lock().unwrap().clone();
     assert_eq!(asked.len(), 2, "{asked:?}");
@@ -278,7 +308,11 @@ async fn h6_bytes_that_are_not_the_blob_are_dropped_and_noted_once() {
     world.wait("a refusal", |world| world.count("blob_refused") == 1).await;
     assert_eq!(world.state(task), "pending");
     assert!(!world.agent.store.blobs().contains(Digest::of(&kernel)).unwrap());
-    world.wait("the trouble", |world| world.agent.content.borrow().wanted.iter().any(|it| it.trouble.is_some())).await;
+    world
+        .wait("the trouble", |world| {
+            world.agent.content.borrow().wanted.iter().any(|it| it.trouble.is_some())
+        })
+        .await;
     let trouble = world.agent.content.borrow().wanted[0].trouble.clone().unwrap();
     assert!(trouble.starts_with("the bytes are blob "), "{trouble}");
 }
@@ -306,8 +340,13 @@ async fn p5_the_link_comes_back_by_itself_and_another_heartbeat_is_followed() {
     world.wait("another session", other(first)).await;
 
     let second = world.agent.link.borrow().source().unwrap().stable_id();
-    let (site_id, edit) = (world.agent.site, site::SettingsEdit { heartbeat_s: Some(2), ..Default::default() });
-    world.central.store.run(world.agent.edge.given("test"), move |tx| site::set(tx, site_id, &edit, "")).unwrap();
+    let (site_id, edit) =
+        (world.agent.site, site::SettingsEdit { heartbeat_s: Some(2), ..Default::default() });
+    world
+        .central
+        .store
+        .run(world.agent.edge.given("test"), move |tx| site::set(tx, site_id, &edit, ""))
+        .unwrap();
     world.wait("a session with the new heartbeat", other(second)).await;
     world.wait("the new epoch", |world| world.count("epoch_adopted") == 2).await;
 }
@@ -322,8 +361,13 @@ async fn an_epoch_is_adopted_once_over_restarts() {
     link::disconnect(&world.agent, "restart");
     world.start();
     world.wait("a session", |world| world.agent.link.borrow().source().is_some()).await;
-    let (site_id, edit) = (world.agent.site, site::SettingsEdit { pxe_enabled: Some(false), ..Default::default() });
-    world.central.store.run(world.agent.edge.given("test"), move |tx| site::set(tx, site_id, &edit, "")).unwrap();
+    let (site_id, edit) =
+        (world.agent.site, site::SettingsEdit { pxe_enabled: Some(false), ..Default::default() });
+    world
+        .central
+        .store
+        .run(world.agent.edge.given("test"), move |tx| site::set(tx, site_id, &edit, ""))
+        .unwrap();
     world.wait("the second epoch", |world| world.count("epoch_adopted") >= 2).await;
     assert_eq!(world.count("epoch_adopted"), 2);
 }

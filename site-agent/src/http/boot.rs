@@ -49,7 +49,8 @@ pub(super) async fn script(
     again: Result<Query<Again>, QueryRejection>,
 ) -> Result<Response, Problem> {
     let Path(mac) = path.map_err(|rejection| Problem::bad_request(rejection.body_text()))?;
-    let mac: MacAddr = mac.parse().map_err(|error: sync::id::ParseIdError| Problem::bad_request(error.to_string()))?;
+    let mac: MacAddr =
+        mac.parse().map_err(|error: sync::id::ParseIdError| Problem::bad_request(error.to_string()))?;
     // A query that says nothing to us must not keep a machine from its answer.
     let tries = again.ok().and_then(|Query(again)| again.r#try).unwrap_or(1).max(1);
     agent.boots_seen.fetch_add(1, Ordering::Relaxed);
@@ -106,7 +107,8 @@ async fn note(agent: &Arc<Agent>, decision: Decision, view: View) -> (Decision, 
         Err(error) => {
             error!(error = %chain(&error), "a boot answer could not be noted, so it is not given");
             let reason = Reason::new(format!("this site cannot note what it answers: {error}"));
-            let held = Decision { answer: Answer::Hold { progress: None }, reason, record: Record::default() };
+            let held =
+                Decision { answer: Answer::Hold { progress: None }, reason, record: Record::default() };
             (held, view)
         }
     }

@@ -48,7 +48,8 @@ pub(super) async fn blob(
     }
     // A range of something else is no range of this: then all of it is sent (RFC 9110 §13.1.5).
     let if_range = header_text(&headers, header::IF_RANGE).is_none_or(|known| known.trim() == etag);
-    let asked = header_text(&headers, header::RANGE).filter(|_| if_range).map_or(Span::Whole, |text| span(text, len));
+    let asked =
+        header_text(&headers, header::RANGE).filter(|_| if_range).map_or(Span::Whole, |text| span(text, len));
     let (status, from, to) = match asked {
         Span::Whole => (StatusCode::OK, 0, len),
         Span::Part(from, to) => (StatusCode::PARTIAL_CONTENT, from, to),

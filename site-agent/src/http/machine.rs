@@ -9,7 +9,10 @@ use std::{collections::BTreeMap, sync::Arc};
 use axum::{
     Json,
     body::Bytes,
-    extract::{Path, State, rejection::{BytesRejection, PathRejection}},
+    extract::{
+        Path, State,
+        rejection::{BytesRejection, PathRejection},
+    },
     http::{HeaderMap, StatusCode},
     response::{IntoResponse, Response},
 };
@@ -108,7 +111,8 @@ pub(super) async fn register(
             Some(settings) => (settings.autonomy, settings.unknown_machines),
             None => (Effective::default().autonomy, Effective::default().unknown_machines),
         };
-        let adopt = unknown == UnknownMachines::Adopt && autonomy::permits(level, Action::Adopt) == Verdict::Allow;
+        let adopt =
+            unknown == UnknownMachines::Adopt && autonomy::permits(level, Action::Adopt) == Verdict::Allow;
         report::register(tx, report, mac, adopt, &registration)
     });
     Ok(respond(answer.await?))
@@ -180,12 +184,15 @@ fn registration(it: Register) -> Result<Registration, Problem> {
     if disks.len() > MAX_PARTS || nics.len() > MAX_PARTS {
         return Err(Problem::bad_request(format!("at most {MAX_PARTS} disks and interfaces are taken down")));
     }
-    if disks.iter().any(|disk| long(&disk.name)) || nics.iter().filter_map(|nic| nic.name.as_deref()).any(long) {
+    if disks.iter().any(|disk| long(&disk.name))
+        || nics.iter().filter_map(|nic| nic.name.as_deref()).any(long)
+    {
         return Err(Problem::bad_request("the name of a disk or interface has 1 to 64 bytes"));
     }
-    let nics = nics.into_iter().enumerate().map(|(number, nic)| {
-        (nic.name.unwrap_or_else(|| format!("nic{number}")), nic.mac.to_string())
-    });
+    let nics = nics
+        .into_iter()
+        .enumerate()
+        .map(|(number, nic)| (nic.name.unwrap_or_else(|| format!("nic{number}")), nic.mac.to_string()));
     Ok(Registration {
         evidence,
         cpus,

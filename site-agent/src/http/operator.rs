@@ -7,7 +7,10 @@ use std::sync::Arc;
 
 use axum::{
     Json, Router,
-    extract::{Path, Query, Request, State, rejection::{PathRejection, QueryRejection}},
+    extract::{
+        Path, Query, Request, State,
+        rejection::{PathRejection, QueryRejection},
+    },
     http::{HeaderMap, header},
     middleware::{self, Next},
     response::Response,
@@ -62,7 +65,11 @@ pub(super) fn find_node(view: &View<'_>, text: &str) -> Result<NodeRow, StoreErr
     found.ok_or_else(|| StoreError::Unknown(format!("node {}", text.chars().take(64).collect::<String>())))
 }
 
-async fn only_operators(State(agent): State<Arc<Agent>>, request: Request, next: Next) -> Result<Response, Problem> {
+async fn only_operators(
+    State(agent): State<Arc<Agent>>,
+    request: Request,
+    next: Next,
+) -> Result<Response, Problem> {
     match bearer(request.headers()) {
         Some(shown) if is_same_secret(&agent.admin_token, shown) => Ok(next.run(request).await),
         Some(_) | None => Err(Problem::unauthorized()),
@@ -103,13 +110,20 @@ impl Paged {
     }
 
     fn after<T: std::str::FromStr<Err = ParseIdError>>(&self) -> Result<Option<T>, Problem> {
-        let parse = |text: &String| text.parse().map_err(|error: ParseIdError| Problem::bad_request(error.to_string()));
+        let parse = |text: &String| {
+            text.parse().map_err(|error: ParseIdError| Problem::bad_request(error.to_string()))
+        };
         self.after.as_ref().map(parse).transpose()
     }
 }
 
 /// One page of a list: `limit` of the items, one more of which tells that there are more.
-fn page<T: Serialize>(mut items: Vec<T>, limit: u64, total: u64, cursor: impl Fn(&T) -> String) -> Json<Value> {
+fn page<T: Serialize>(
+    mut items: Vec<T>,
+    limit: u64,
+    total: u64,
+    cursor: impl Fn(&T) -> String,
+) -> Json<Value> {
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
     let more = items.len() > limit;
     items.truncate(limit);
@@ -203,7 +217,8 @@ async fn tasks(State(agent): State<Arc<Agent>>, asked: Asked<Paged>) -> Result<J
 }
 
 async fn task(State(agent): State<Arc<Agent>>, id: Id) -> Result<Json<Value>, Problem> {
-    let id: TaskId = given(id)?.parse().map_err(|error: ParseIdError| Problem::bad_request(error.to_string()))?;
+    let id: TaskId =
+        given(id)?.parse().map_err(|error: ParseIdError| Problem::bad_request(error.to_string()))?;
     let found = agent.read(move |_, view| {
         let row = view.task(id)?.ok_or_else(|| StoreError::Unknown(format!("task {id}")))?;
         task_object(view, &row)

@@ -162,8 +162,11 @@ impl World {
     }
 
     fn journal(&self) -> Vec<String> {
-        let rows = self.agent.store.read(|view| view.journal(&store::view::JournalFilter::default())).unwrap();
-        rows.iter().map(|row| serde_json::to_value(row).unwrap()["event"].as_str().unwrap().to_owned()).collect()
+        let rows =
+            self.agent.store.read(|view| view.journal(&store::view::JournalFilter::default())).unwrap();
+        rows.iter()
+            .map(|row| serde_json::to_value(row).unwrap()["event"].as_str().unwrap().to_owned())
+            .collect()
     }
 }
 
@@ -175,13 +178,19 @@ async fn t4_a_machine_is_told_what_its_state_asks_for_from_unknown_to_ready() {
 
     let task = world.order();
     let script = world.boot().await;
-    assert!(script.contains("echo the boot files are not all here yet\necho 0 of 1 MB are here\n"), "{script}");
+    assert!(
+        script.contains("echo the boot files are not all here yet\necho 0 of 1 MB are here\n"),
+        "{script}"
+    );
 
     world.deliver();
     let script = world.boot().await;
     let (kernel, initrd) = (Digest::of(&world.kernel).to_string(), Digest::of(b"initrd").to_string());
-    let script = script.replace(&kernel, "KERNEL").replace(&initrd, "INITRD").replace(&task.to_string(), "TASK");
-    let script = script.replace(&machine_token(&SECRET, task, 1), "TOKEN").replace(&NodeId::of(MAC).to_string(), "NODE");
+    let script =
+        script.replace(&kernel, "KERNEL").replace(&initrd, "INITRD").replace(&task.to_string(), "TASK");
+    let script = script
+        .replace(&machine_token(&SECRET, task, 1), "TOKEN")
+        .replace(&NodeId::of(MAC).to_string(), "NODE");
     expect![[r#"
         #!ipxe
         # workflow: attempt 1 of task TASK is ordered
@@ -209,14 +218,18 @@ async fn h3_the_go_ahead_is_given_once_and_repeated_to_who_asked() {
     for (report, attempt) in [(1, 1), (1, 1), (2, 1), (3, 2), (1, 1)] {
         let reply = world.event(task, attempt, report, json!({ "kind": "go_ahead" })).await;
         let body = reply.json();
-        said.push(format!("report {report} attempt {attempt}: {} {} {}", reply.status, body["answer"], body["why"]));
+        said.push(format!(
+            "report {report} attempt {attempt}: {} {} {}",
+            reply.status, body["answer"], body["why"]
+        ));
     }
     expect![[r#"
         report 1 attempt 1: 200 "go" null
         report 1 attempt 1: 200 "go" null
         report 2 attempt 1: 200 "resume" null
         report 3 attempt 2: 409 "stop" "attempt 2 is not the current one, which is 1"
-        report 1 attempt 1: 200 "go" null"#]].assert_eq(&said.join("\n"));
+        report 1 attempt 1: 200 "go" null"#]]
+    .assert_eq(&said.join("\n"));
     let consumed = world.journal().iter().filter(|event| *event == "order_consumed").count();
     assert_eq!(consumed, 1);
     let script = world.boot().await;
@@ -301,7 +314,10 @@ async fn h3_a_retired_machine_boots_its_own_disk_whatever_is_ordered() {
     world.order();
     world.deliver();
     let edit = node::NodeEdit { wanted: Some(Wanted::Retired), ..Default::default() };
-    world.central.run(world.agent.edge.given("test"), move |tx| node::edit(tx, NodeId::of(MAC), &edit)).unwrap();
+    world
+        .central
+        .run(world.agent.edge.given("test"), move |tx| node::edit(tx, NodeId::of(MAC), &edit))
+        .unwrap();
     world.replicate();
     let script = world.boot().await;
     assert!(script.starts_with("#!ipxe\n# local disk: the machine is wanted 'retired'"), "{script}");
@@ -323,7 +339,8 @@ async fn an_attempt_that_is_booted_a_fourth_time_has_failed() {
         # workflow: attempt 1 of task T is under way and goes on
         # workflow: attempt 1 of task T is under way and goes on
         # hold page: the attempt was booted 3 times and did not end
-        # hold page: the last installation failed: the attempt was booted 3 times and did not end"#]].assert_eq(&answers.join("\n"));
+        # hold page: the last installation failed: the attempt was booted 3 times and did not end"#]]
+    .assert_eq(&answers.join("\n"));
     assert_eq!(world.operator(&format!("/api/v1/tasks/{task}")).await.json()["state"], "failed");
 }
 
@@ -336,13 +353,21 @@ async fn t6_blobs_are_served_whole_and_in_ranges_with_their_exact_length() {
     let etag = format!("\"{}\"", Digest::of(&world.kernel));
     let whole = world.get(&path).await;
     assert!(whole.body == world.kernel, "all bytes, in order");
-    assert_eq!((whole.status, &*whole.headers["content-length"], &whole.headers["etag"]), (200, "700000", &etag));
+    assert_eq!(
+        (whole.status, &*whole.headers["content-length"], &whole.headers["etag"]),
+        (200, "700000", &etag)
+    );
     assert!(!whole.headers.contains_key("transfer-encoding"));
 
     let head = world.send("HEAD", &path, "", "").await;
     assert_eq!((head.status, &*head.headers["content-length"], head.body.len()), (200, "700000", 0));
 
-    for (range, first, last) in [("0-0", 0, 0), ("262143-262145", 262_143, 262_145), ("699999-", 699_999, 699_999), ("-300000", 400_000, 699_999)] {
+    for (range, first, last) in [
+        ("0-0", 0, 0),
+        ("262143-262145", 262_143, 262_145),
+        ("699999-", 699_999, 699_999),
+        ("-300000", 400_000, 699_999),
+    ] {
         let part = world.send("GET", &path, &format!("Range: bytes={range}\r\n"), "").await;
         assert_eq!(part.status, 206, "{range}");
         assert_eq!(part.headers["content-range"], format!("bytes {first}-{last}/700000"));
@@ -377,7 +402,8 @@ async fn p4_loaders_are_served_as_programs_and_what_is_not_there_has_a_body() {
     let head = world.send("HEAD", "/loaders/snponly.efi", "", "").await;
     assert_eq!((&*head.headers["content-length"], head.body.len()), ("11", 0));
     let absent = format!("/blobs/{}", "0".repeat(64));
-    for path in ["/loaders/none.efi", "/loaders/..%2f..%2fetc%2fpasswd", "/revocations_sku.efi", "/", &absent] {
+    for path in ["/loaders/none.efi", "/loaders/..%2f..%2fetc%2fpasswd", "/revocations_sku.efi", "/", &absent]
+    {
         let reply = world.get(path).await;
         assert_eq!(reply.status, 404, "{path}");
         assert_eq!(reply.headers["content-type"], "application/problem+json", "{path}");
@@ -423,7 +449,16 @@ async fn what_cannot_be_understood_is_named() {
 async fn p4_operators_read_the_replica_with_their_token_alone() {
     let world = World::new().await;
     let task = world.order();
-    for path in ["sites", "nodes", "tasks", "workflows", "journal", "agent/status", "sites/lyon", "nodes/52:54:00:00:00:01"] {
+    for path in [
+        "sites",
+        "nodes",
+        "tasks",
+        "workflows",
+        "journal",
+        "agent/status",
+        "sites/lyon",
+        "nodes/52:54:00:00:00:01",
+    ] {
         let path = format!("/api/v1/{path}");
         for headers in ["", "Authorization: Bearer wrong\r\n", "Authorization: Basic x\r\n"] {
             let reply = world.send("GET", &path, headers, "").await;
@@ -434,7 +469,10 @@ async fn p4_operators_read_the_replica_with_their_token_alone() {
     let node = world.operator("/api/v1/nodes/52:54:00:00:00:01").await.json();
     assert_eq!((&node["hostname"], &node["phase"]), (&json!("m1"), &json!("pending")));
     let tasks = world.operator("/api/v1/tasks?state=pending&site=lyon&limit=1").await.json();
-    assert_eq!((&tasks["total"], &tasks["next"], &tasks["items"][0]["id"]), (&json!(1), &json!(null), &json!(task)));
+    assert_eq!(
+        (&tasks["total"], &tasks["next"], &tasks["items"][0]["id"]),
+        (&json!(1), &json!(null), &json!(task))
+    );
     assert_eq!(world.operator("/api/v1/tasks?state=failed").await.json()["total"], 0);
     assert_eq!(world.operator("/api/v1/tasks?colour=red").await.status, 400);
     assert_eq!(world.operator(&format!("/api/v1/tasks/{}", "0".repeat(32))).await.status, 404);

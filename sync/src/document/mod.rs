@@ -80,9 +80,11 @@ impl Document {
     /// # Errors
     /// `Load` when the bytes are damaged, `ForeignGenesis` when they are another document's.
     pub fn load(kind: Kind, id: DocumentId, snapshot: &[u8]) -> Result<Self, DocumentError> {
-        let automerge =
-            Automerge::load(snapshot)
-            .map_err(|source| DocumentError::Load { kind, id, source: Box::new(source) })?;
+        let automerge = Automerge::load(snapshot).map_err(|source| DocumentError::Load {
+            kind,
+            id,
+            source: Box::new(source),
+        })?;
         if automerge.get_change_meta_by_hash(&genesis::hash(kind, id)).is_none() {
             return Err(DocumentError::ForeignGenesis { kind, id });
         }
@@ -128,7 +130,11 @@ impl Document {
     /// What Automerge says; the document is unchanged then.
     pub fn apply(&mut self, change: Change) -> Result<(), DocumentError> {
         let (kind, id) = (self.kind, self.id);
-        self.automerge.apply_changes([change]).map_err(|source| DocumentError::Apply { kind, id, source: Box::new(source) })
+        self.automerge.apply_changes([change]).map_err(|source| DocumentError::Apply {
+            kind,
+            id,
+            source: Box::new(source),
+        })
     }
 
     /// Writes registers in one change and returns it, or nothing when `write` wrote nothing.

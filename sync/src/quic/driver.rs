@@ -132,7 +132,10 @@ impl<H: Host> Driver<H> {
                 self.perform(output);
             }
             self.host.turned(&self.engine, self.elapsed());
-            let wake = self.engine.poll_timeout().map(|at| tokio::time::Instant::from_std(self.started + at.min(FAR)));
+            let wake = self
+                .engine
+                .poll_timeout()
+                .map(|at| tokio::time::Instant::from_std(self.started + at.min(FAR)));
             let sleep = async {
                 match wake {
                     Some(at) => tokio::time::sleep_until(at).await,
