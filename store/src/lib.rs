@@ -9,6 +9,8 @@
 //! Deliberately absent: sockets, HTTP, clocks and randomness. Instants and entropy come in as [`Given`].
 //! The API says nothing about SQLite, so that another engine can stand behind it.
 
+#![warn(missing_docs)]
+
 mod error;
 mod schema;
 mod writer;

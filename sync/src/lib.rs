@@ -8,6 +8,8 @@
 //! Deliberately absent: clocks, randomness, files and SQL. Instants and entropy arrive as arguments, so
 //! that the same inputs give the same outputs byte for byte, on a server and in a simulated year.
 
+#![warn(missing_docs)]
+
 pub mod id;
 pub mod time;
 pub mod blob;

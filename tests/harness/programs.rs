@@ -39,7 +39,10 @@ pub fn folder() -> PathBuf {
     BUILT.call_once(|| {
         let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
         let mut command = Command::new(cargo);
-        command.args(["build", "--quiet", "--package", "central", "--package", "site-agent", "--bins"]);
+        // With this package, so that the features are those of the test's own build and nothing is
+        // compiled twice.
+        command.args(["build", "--quiet", "--package", "central", "--package", "site-agent"]);
+        command.args(["--package", "tests", "--bins"]);
         if profile.ends_with("release") {
             command.arg("--release");
         }

@@ -1,7 +1,7 @@
 //! The path between a site and central: a UDP relay that can be cut, in both directions or in one.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, btree_map::Entry},
     io,
     net::{SocketAddr, UdpSocket},
     sync::{
@@ -101,15 +101,16 @@ fn relay(front: &UdpSocket, central: SocketAddr, line: &Arc<Line>) {
         if line.state.load(Ordering::SeqCst) == CUT {
             continue;
         }
-        if !backs.contains_key(&site) {
-            let Ok(back) = back(front, site, central, line) else { continue };
-            backs.insert(site, back);
-        }
-        if let Some(back) = backs.get(&site) {
-            line.carried.datagrams_up.fetch_add(1, Ordering::SeqCst);
-            line.carried.bytes_up.fetch_add(length as u64, Ordering::SeqCst);
-            drop(back.send(&buffer[..length]));
-        }
+        let back = match backs.entry(site) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => match back(front, site, central, line) {
+                Ok(back) => new.insert(back),
+                Err(_) => continue,
+            },
+        };
+        line.carried.datagrams_up.fetch_add(1, Ordering::SeqCst);
+        line.carried.bytes_up.fetch_add(length as u64, Ordering::SeqCst);
+        drop(back.send(&buffer[..length]));
     }
 }
 
@@ -125,11 +126,9 @@ fn back(front: &UdpSocket, site: SocketAddr, central: SocketAddr, line: &Arc<Lin
             let received = answers.recv(&mut buffer);
             match (line.state.load(Ordering::SeqCst), received) {
                 (STOP, _) => return,
-                (OPEN, Ok(length)) => {
-                    if front.send_to(&buffer[..length], site).is_ok() {
-                        line.carried.datagrams_down.fetch_add(1, Ordering::SeqCst);
-                        line.carried.bytes_down.fetch_add(length as u64, Ordering::SeqCst);
-                    }
+                (OPEN, Ok(length)) if front.send_to(&buffer[..length], site).is_ok() => {
+                    line.carried.datagrams_down.fetch_add(1, Ordering::SeqCst);
+                    line.carried.bytes_down.fetch_add(length as u64, Ordering::SeqCst);
                 }
                 _ => {}
             }

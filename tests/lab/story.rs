@@ -10,7 +10,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use harness::programs;
 use serde_json::{Value, from_str, json};
@@ -166,6 +166,7 @@ impl Branch {
         let (central, site) = (self.central(), self.site());
         let before =
             [compared(&site.show("/agent/status")?["link"]), compared(&central.show(&self.of_site(""))?)];
+        let healed = Instant::now();
         self.net.heal()?;
         wait_until("agreement of both sides", SOON_S, || {
             let here = site.show("/agent/status")?["link"].take();
@@ -183,6 +184,7 @@ impl Branch {
                 && before[1] != there["compared_at"];
             Ok((holds, json!({ "site": here, "central": there })))
         })?;
+        println!("seconds from the WAN's return to agreement: {:.1}", healed.elapsed().as_secs_f64());
         Ok(())
     }
 
@@ -292,8 +294,13 @@ impl Drop for Logs {
         paths.sort();
         for path in paths {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
-            if name.ends_with(".log") || name.contains(".console-") {
-                eprintln!("--- the end of {name}\n{}", tail(&path));
+            let end = if name.ends_with(".log") || name.contains(".console-") {
+                tail(&path)
+            } else {
+                String::new()
+            };
+            if !end.is_empty() {
+                eprintln!("--- the end of {name}\n{end}");
             }
         }
     }
@@ -386,13 +393,13 @@ mod tests {
         };
         let (proxy, alone) = (theirs(BootServer::Proxy)?, theirs(BootServer::Dhcp)?);
         println!("seconds from power-on to first report: bios {:.1}, uefi {:.1}", ours[0], ours[1]);
-        println!("{:52} {:>6} {:>6}", "who tells machines what to boot", "bios", "uefi");
+        println!("{:54} {:>5} {:>5}", "who tells machines what to boot", "bios", "uefi");
         for (who, [bios, uefi]) in [
             ("holdfast-site, beside a DHCP server", ours),
             ("dnsmasq as ProxyDHCP, beside a DHCP server, and httpd", proxy),
             ("dnsmasq as the DHCP server itself, and httpd", alone),
         ] {
-            println!("{who:52} {bios:6.1} {uefi:6.1}");
+            println!("{who:54} {bios:5.1} {uefi:5.1}");
         }
         Ok(())
     }
@@ -476,22 +483,51 @@ mod tests {
 
         let mut run = pc.machine.power_on(&branch.net)?;
         run.wait_serial(" go_ahead 200", BOOT_S)?;
-        branch.kill_agent();
-        // The machine has noticed: what it says next is said to nobody, and it says so.
-        let retry = run.wait_serial("HOLDFAST retry", SOON_S)?;
-        branch.start_agent()?;
+        println!("killed after the go-ahead: {}", kill_and_restart(&mut branch, &run)?);
+        wait_for("image on its way", Duration::from_secs(SOON_S), || is_sending(&branch.net))?;
+        println!("killed while the image is sent: {}", kill_and_restart(&mut branch, &run)?);
+        let repeated = retries(&run)?;
         let installed = finish(run, &pc, &image, 0.0)?;
-        println!("killed after the go-ahead; the machine's next words: {}", retry.text);
+        for line in repeated {
+            // A report that was repeated until it was answered came under the same id.
+            let id = line.split(' ').nth(2).unwrap_or_default();
+            assert!(id == "-" || installed.reports.iter().any(|report| report.id == id), "{line}");
+        }
 
         branch.heal()?;
         assert_told_once(&branch.journal()?, &installed)?;
-        // A report that was repeated before it was answered came under the same id.
-        let id = retry.text.split(' ').nth(2).unwrap_or_default();
-        assert!(id == "-" || installed.reports.iter().any(|report| report.id == id), "{}", retry.text);
         let node = branch.central().show(&of_node(&pc))?;
         assert_eq!(node["state"], "installed");
         branch.logs.leave_out();
         Ok(())
+    }
+
+    /// Returns what the machine says when it notices that nobody hears it.
+    fn kill_and_restart(branch: &mut Branch, run: &Running) -> Result<String> {
+        let before = retries(run)?.len();
+        branch.kill_agent();
+        let heard = wait_for("machine that nobody hears", Duration::from_secs(SOON_S), || {
+            Ok(retries(run)?.get(before).cloned())
+        })?;
+        branch.start_agent()?;
+        Ok(heard)
+    }
+
+    /// Whether more bytes are on their way to a machine than any answer but an image has.
+    fn is_sending(net: &Net) -> Result<Option<()>> {
+        let sockets = net.site().run("busybox", &["netstat", "-tn"])?;
+        let mut lines = sockets.lines().filter(|line| line.contains(&format!(" {SITE}:{SITE_PORT} ")));
+        // `tcp <received> <to be sent> <here> <there> <state>`
+        let waiting = |line: &str| line.split_whitespace().nth(2)?.parse::<u64>().ok();
+        Ok(lines.any(|line| waiting(line) > Some(100_000)).then_some(()))
+    }
+
+    /// Returns what the machine has said to nobody so far: `HOLDFAST retry <id> <kind>: …`, `-` for no report.
+    fn retries(run: &Running) -> Result<Vec<String>> {
+        // What follows the last line break may still grow.
+        let text = run.serial()?;
+        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+        Ok(whole.lines().filter(|line| line.contains("HOLDFAST retry")).map(String::from).collect())
     }
 
     /// A machine that has installed itself and is off.

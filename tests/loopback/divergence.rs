@@ -33,9 +33,12 @@ fn h5_one_corrupted_head_shows_as_diverged_to_people_on_both_sides() {
             _ => Err(Value::from(format!("exit {code}: {out}{complaint}"))),
         }
     });
-    expect![[r#""#]].assert_eq(&masked(&told, &[]));
+    expect!["central and this site hold different documents; central repairs this"]
+        .assert_eq(&masked(&told, &[]));
     let noted = office.central.rest.list("/journal");
-    let noted = noted.iter().filter(|row| row["event"] == "replica_diverged" && row["site"] == office.site.id.as_str());
+    let noted = noted
+        .iter()
+        .filter(|row| row["event"] == "replica_diverged" && row["site"] == office.site.id.as_str());
     assert_eq!(noted.count(), 1, "it is in central's journal once");
     // It is a wrong copy, not a lost one: what is on the disk is still shown and still works.
     assert_eq!(office.site.rest.list("/tasks?state=ready").len(), 1);

@@ -30,8 +30,11 @@ const STUMBLE_MICROS: u64 = 300_000;
 
 #[test]
 fn h3_p5_an_agent_killed_at_any_moment_loses_no_report_and_repeats_no_go_ahead() {
-    let seeds: Vec<u64> =
-        SEEDS.lines().filter(|line| !line.starts_with('#')).map(|line| line.parse().expect("a seed")).collect();
+    let seeds: Vec<u64> = SEEDS
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .map(|line| line.parse().expect("a seed"))
+        .collect();
     assert_eq!(seeds.len(), 20);
     let mut office = Office::open();
     let (workflow, _) = office.publish("debian-12", [60_000, 200_000]);
@@ -59,7 +62,8 @@ fn h3_p5_an_agent_killed_at_any_moment_loses_no_report_and_repeats_no_go_ahead()
         let mut random = Random::new(seed);
         let after = random.below(questions);
         let pause = Duration::from_micros(random.below(PAUSE_MICROS));
-        let stumble = random.chance(STUMBLES_PERCENT).then(|| Duration::from_micros(random.below(STUMBLE_MICROS)));
+        let stumble =
+            random.chance(STUMBLES_PERCENT).then(|| Duration::from_micros(random.below(STUMBLE_MICROS)));
         let (begun, doors) = (Instant::now(), Doors::from(&office.site));
         let mut restart = Duration::ZERO;
         together(doors, &mut machines, |asked| {
@@ -82,7 +86,8 @@ fn h3_p5_an_agent_killed_at_any_moment_loses_no_report_and_repeats_no_go_ahead()
             begun.elapsed(),
         );
         for machine in &machines {
-            let other_bytes: Vec<&String> = machine.damaged.iter().filter(|what| what.contains("bytes")).collect();
+            let other_bytes: Vec<&String> =
+                machine.damaged.iter().filter(|what| what.contains("bytes")).collect();
             assert!(other_bytes.is_empty(), "{other_bytes:?}");
         }
         installed.append(&mut machines);

@@ -33,7 +33,14 @@ fn files(folder: &Path) -> BTreeMap<String, Digest> {
 }
 
 /// Starts a program on a folder that a newer one used, and compares what a person reads.
-fn refuses(program: &str, command: &str, config: &Path, data: &Path, database: &Path, expected: Expect) -> i64 {
+fn refuses(
+    program: &str,
+    command: &str,
+    config: &Path,
+    data: &Path,
+    database: &Path,
+    expected: Expect,
+) -> i64 {
     let version = pretend_newer(database).expect("a database");
     let before = files(data);
     let (code, out, complaint) = run(program, &[command, "--config", &config.display().to_string()]);
@@ -65,7 +72,12 @@ fn a_newer_database_is_refused_untouched_and_everything_is_there_for_the_newer_p
         office.site.config(),
         &office.site.data(),
         &database,
-        expect![[r#""#]],
+        expect![[r#"
+            exit 1
+            error: open the replica of this site
+              why: the database has version 4000, this program knows versions up to 1; it was not touched. Next: start the newer program again, or restore a backup that this one made
+              next: read the reason; the replica was not changed
+        "#]],
     );
     set_version(&database, version).expect("a database");
     office.site.restart();
@@ -79,7 +91,12 @@ fn a_newer_database_is_refused_untouched_and_everything_is_there_for_the_newer_p
         office.central.config(),
         &office.central.data(),
         &database,
-        expect![[r#""#]],
+        expect![[r#"
+            exit 5
+            error: the data folder <data> cannot be used
+              why: the database has version 4000, this program knows versions up to 1; it was not touched. Next: start the newer program again, or restore a backup that this one made
+              next: check the owner and the permissions of the folder, and the room on its volume; restore what is damaged from a backup
+        "#]],
     );
     set_version(&database, version).expect("a database");
     office.central.restart();

@@ -76,7 +76,8 @@ impl Office {
     /// Describes a machine at central and orders its installation; returns the task's id.
     pub(crate) fn order(&self, mac: MacAddr, workflow: &Value) -> String {
         self.describe(mac);
-        let answer = self.central.rest.post("/tasks", &json!({ "node": mac.to_string(), "workflow": workflow }));
+        let answer =
+            self.central.rest.post("/tasks", &json!({ "node": mac.to_string(), "workflow": workflow }));
         assert_eq!(answer.status, 201, "{}", answer.body);
         answer.body["id"].as_str().expect("an id").to_string()
     }
@@ -105,14 +106,14 @@ pub(crate) fn enrol(central: &Central, wire: &Wire, home: &Path, name: &str) -> 
 /// See [`Office::settle`].
 pub(crate) fn settle(central: &Central, site: &Site, patience: Duration) {
     let path = format!("/journal?site={}", site.id);
-    let newest = |rest: &Rest| rest.list(&path).iter().filter_map(|row| row["at"].as_str().map(str::to_string)).max();
+    let newest =
+        |rest: &Rest| rest.list(&path).iter().filter_map(|row| row["at"].as_str().map(str::to_string)).max();
     wait_for(&format!("{} and central hold the same", site.name), patience, || {
         let here = site.rest.show("/agent/status")["link"].clone();
         let there = central.rest.show(&format!("/sites/{}", site.id));
         let heard = here["session"] == true
             && there["status"] == "online"
             && here["acknowledged"] == here["end"]
-            && there["acknowledged"] == there["end"]
             && there["pulled"] == here["end"]
             && here["pulled"] == there["end"];
         // RFC 3339 in UTC sorts as text.
@@ -132,7 +133,9 @@ pub(crate) fn install(machine: &mut Machine, doors: Doors) -> Result<(), String>
         let told = machine.power_on(doors);
         match &told {
             Told::Workflow(_) if machine.install(&told) => return Ok(()),
-            Told::LocalDisk => return Err(format!("{} was sent to its own disk: {}", machine.mac, machine.script)),
+            Told::LocalDisk => {
+                return Err(format!("{} was sent to its own disk: {}", machine.mac, machine.script));
+            }
             other if std::time::Instant::now() > end => {
                 return Err(format!("{} is not installed: {other:?}, {:?}", machine.mac, machine.damaged));
             }
@@ -154,7 +157,8 @@ pub(crate) fn assert_nothing_lost(central: &Central, site: &Site, machines: &[Ma
                 assert_eq!(times, 1, "{reported:?} of {} in the journal of {whose}", machine.mac);
             }
             let node = NodeId::of(machine.mac).to_string();
-            let consumed = rows.iter().filter(|row| row["event"] == "order_consumed" && row["node"] == node).count();
+            let consumed =
+                rows.iter().filter(|row| row["event"] == "order_consumed" && row["node"] == node).count();
             assert_eq!(consumed, 1, "orders of {} consumed, in the journal of {whose}", machine.mac);
             assert_eq!(machine.go_aheads(), 1, "{:?}", machine.log);
         }
@@ -194,7 +198,7 @@ pub(crate) fn machine(number: u16) -> Machine {
 
 /// Made-up bytes, the same for the same name.
 pub(crate) fn content(name: &str, length: usize) -> Vec<u8> {
-    let seed = name.bytes().fold(0, |seed, byte| seed * 31 + u64::from(byte));
+    let seed = name.bytes().fold(0_u64, |seed, byte: u8| seed.wrapping_mul(31).wrapping_add(byte.into()));
     let mut random = Random::new(seed);
     let mut bytes: Vec<u8> = (0..length.div_ceil(32)).flat_map(|_| random.bytes::<32>()).collect();
     bytes.truncate(length);

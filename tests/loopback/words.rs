@@ -59,7 +59,12 @@ fn without_digits(text: &str) -> String {
 
 #[test]
 fn what_differs_from_run_to_run_is_masked_and_nothing_else() {
-    let text = format!("{} {}… at 2026-11-20T12:00:00.000Z é 127.0.0.1:1 of {}\n", "ab".repeat(32), "0".repeat(12), "c".repeat(32));
+    let text = format!(
+        "{} {}… at 2026-11-20T12:00:00.000Z é 127.0.0.1:1 of {}\n",
+        "ab".repeat(32),
+        "0".repeat(12),
+        "c".repeat(32)
+    );
     assert_eq!(
         masked(&text, &[("127.0.0.1:1", "<central>")]),
         "<digest> <digest>… at <time> é <central> of <id>"

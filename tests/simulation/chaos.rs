@@ -35,8 +35,18 @@ const STEPS: u64 = 150;
 pub(crate) struct Counts(BTreeMap<&'static str, u64>);
 
 const KINDS: [&str; 12] = [
-    "adopted", "booted", "central crashed", "edited", "go-ahead", "installed", "link cut", "link healed",
-    "ordered", "refused", "repeated", "site crashed",
+    "adopted",
+    "booted",
+    "central crashed",
+    "edited",
+    "go-ahead",
+    "installed",
+    "link cut",
+    "link healed",
+    "ordered",
+    "refused",
+    "repeated",
+    "site crashed",
 ];
 
 impl Counts {
@@ -213,7 +223,10 @@ impl Chaos {
         };
         let edit = NodeEdit {
             hostname: self.world.random.chance(60).then(|| format!("host-{number}")),
-            tags: BTreeMap::from([(format!("tag-{}", number % 3), (number % 5 > 0).then(|| number.to_string()))]),
+            tags: BTreeMap::from([(
+                format!("tag-{}", number % 3),
+                (!number.is_multiple_of(5)).then(|| number.to_string()),
+            )]),
             wanted,
             ..NodeEdit::default()
         };
@@ -269,12 +282,7 @@ impl Chaos {
         }
         let ready = self.world.run(origin, "cache", move |tx| task::mark_ready(tx, site, |_| true));
         ready.expect("tasks become ready");
-        let steps = [
-            Report::GoAhead,
-            Report::InstallStarted,
-            Report::Progress(40),
-            Report::InstallComplete,
-        ];
+        let steps = [Report::GoAhead, Report::InstallStarted, Report::Progress(40), Report::InstallComplete];
         let Some(it) = steps.get(self.attempts[index].next).cloned() else { return };
         let report = ReportId(self.world.random.bytes());
         let told = it.clone();
@@ -351,7 +359,12 @@ impl Chaos {
         let everybody: Vec<Origin> = std::iter::once(Origin::Central).chain(sites).collect();
         for origin in everybody {
             let all = |view: &View<'_>| {
-                Ok((view.nodes(&NodeFilter::default())?, view.tasks(&TaskFilter::default())?, view.sites()?, view.workflows()?))
+                Ok((
+                    view.nodes(&NodeFilter::default())?,
+                    view.tasks(&TaskFilter::default())?,
+                    view.sites()?,
+                    view.workflows()?,
+                ))
             };
             let before = self.read(origin, all);
             self.world.run(origin, "doctor", |tx| tx.rebuild_views()).expect("views are made again");
@@ -373,7 +386,10 @@ impl Chaos {
                 let found = entries
                     .iter()
                     .filter(|row| match &row.event {
-                        Some(Event::ReportReceived { report: id, .. } | Event::ReportRefused { report: id, .. }) => id == report,
+                        Some(
+                            Event::ReportReceived { report: id, .. }
+                            | Event::ReportRefused { report: id, .. },
+                        ) => id == report,
                         _ => false,
                     })
                     .count();
