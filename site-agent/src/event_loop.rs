@@ -434,7 +434,8 @@ mod tests {
             sleep 6 ||
             chain --replace --autofree URL?try=2 ||
             iseq ${platform} efi && exit 1 || sanboot --no-describe --drive 0x80 || exit
-        "#]].assert_eq(&script);
+        "#]]
+        .assert_eq(&script);
 
         // A second agent over the same folder would fork the replica.
         let second = run(&config, |_| Ok(()), std::future::pending()).await.unwrap_err();

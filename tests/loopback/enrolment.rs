@@ -32,58 +32,93 @@ fn p3_t1_a_refused_enrolment_says_why_is_in_centrals_journal_and_spoils_nothing(
     let mut central = Central::start(&home("central"));
     let token = central.token("lyon");
 
-    refused(&home("lyon"), &central, &altered(&token, 2), expect![[r#"
+    refused(
+        &home("lyon"),
+        &central,
+        &altered(&token, 2),
+        expect![[r#"
         exit 1
         error: central does not accept the token
           why: central knows no such token
           next: check that the token was copied whole, or ask central for a new one
-    "#]]);
+    "#]],
+    );
     // Another authority: the machine hangs up before it shows the secret, so central hears nothing.
     let of_another_fleet = altered(&token, 1);
-    refused(&home("lyon"), &central, &of_another_fleet, expect![[r#"
+    refused(
+        &home("lyon"),
+        &central,
+        &of_another_fleet,
+        expect![[r#"
         exit 1
         error: <central> is not the central that made the token
           why: its authority has fingerprint <digest>, the token says <digest>
           next: check the address; if it is right, somebody may be in between: ask for the fingerprint over another way
-    "#]]);
-    refused(&home("lyon"), &central, &token[..token.len() - 9], expect![[r#"
+    "#]],
+    );
+    refused(
+        &home("lyon"),
+        &central,
+        &token[..token.len() - 9],
+        expect![[r#"
         exit 1
         error: this is no token
           why: the secret in the token has 55 digits instead of 64; was it copied whole?
           next: copy the token that central printed, whole
-    "#]]);
-    refused(&home("lyon"), &central, "lyon", expect![[r#"
+    "#]],
+    );
+    refused(
+        &home("lyon"),
+        &central,
+        "lyon",
+        expect![[r#"
         exit 1
         error: this is no token
           why: the token does not begin with `hf1.`; it looks like hf1.<64 digits>.<64 digits>
           next: copy the token that central printed, whole
-    "#]]);
+    "#]],
+    );
 
     let (code, id, complaint) = Site::enrol(&home("lyon"), "lyon", central.quic, &token);
     assert_eq!(code, 0, "the token is as good as before: {complaint}");
-    refused(&home("thief"), &central, &token, expect![[r#"
+    refused(
+        &home("thief"),
+        &central,
+        &token,
+        expect![[r#"
         exit 1
         error: central does not accept the token
           why: it was used at <time> and is good for one machine
           next: ask central for a new token; if nobody here used this one, say so there
-    "#]]);
-    refused(&home("lyon"), &central, &central.token("lyon"), expect![[r#"
+    "#]],
+    );
+    refused(
+        &home("lyon"),
+        &central,
+        &central.token("lyon"),
+        expect![[r#"
         exit 1
         error: this machine is site <id> already
           next: nothing is to be done; to become another site, give another --data-dir
-    "#]]);
+    "#]],
+    );
 
     let late = central.token("oslo");
     central.program.kill();
     // The token for oslo, and the second one for lyon.
     assert_eq!(harness::damage::age_tokens(&central.database()).expect("central's database"), 2);
     central.restart();
-    refused(&home("oslo"), &central, &late, expect![[r#"
+    refused(
+        &home("oslo"),
+        &central,
+        &late,
+        expect![[r#"
         exit 1
         error: central does not accept the token
           why: it was good until <time>, for one day
           next: ask central for a new token
-    "#]]);
+    "#]],
+    );
 
     let (code, second, complaint) = Site::enrol(&home("oslo"), "oslo", central.quic, &central.token("oslo"));
     assert_eq!(code, 0, "another token makes it a site: {complaint}");
@@ -119,7 +154,8 @@ fn p3_t1_a_refused_enrolment_says_why_is_in_centrals_journal_and_spoils_nothing(
         lyon refused: it was good until <time>, for one day
         oslo token_issued
         oslo site_enrolled
-    "#]].assert_eq(&format!("{}\n", masked(&journal, &[])));
+    "#]]
+    .assert_eq(&format!("{}\n", masked(&journal, &[])));
 }
 
 #[test]

@@ -7,7 +7,6 @@ use std::{
     collections::BTreeSet,
     net::{Ipv4Addr, SocketAddrV4},
     path::PathBuf,
-    time::{Duration, Instant},
 };
 
 use dhcproto::{
@@ -250,7 +249,6 @@ fn a_long_url_is_said_once_and_a_too_long_one_not_at_all() {
 
 #[test]
 fn nothing_that_comes_in_panics_or_makes_a_reply_that_cannot_be_read() {
-    let started = Instant::now();
     let fixtures: Vec<Vec<u8>> = names().iter().map(|name| Fixture::load(name).bytes).collect();
     let (mut answered_mutants, mut answered_random) = (0, 0);
     for seed in 0..10_000 {
@@ -262,7 +260,6 @@ fn nothing_that_comes_in_panics_or_makes_a_reply_that_cannot_be_read() {
     // A test that never gets to the reply would prove little; noise with a whole header gets there, too.
     assert!(answered_mutants > 2_000, "{answered_mutants} mutants were answered");
     assert!(answered_random > 500, "{answered_random} random packets were answered");
-    assert!(started.elapsed() < Duration::from_secs(60), "20 000 packets took {:?}", started.elapsed());
 }
 
 /// Takes a packet through parse and reply, and returns whether there was one.

@@ -33,6 +33,7 @@ use crate::{
         view::{Site, View},
     },
     error::chain,
+    event_loop::entropy,
     token::machine_token,
 };
 
@@ -83,7 +84,7 @@ async fn note(agent: &Arc<Agent>, decision: Decision, view: View) -> (Decision, 
     };
     let (here, exhausted) = (agent.site, decision.record.exhausted);
     let given = agent.edge.given("boot");
-    let report = ReportId(given.entropy[16..].try_into().expect("half of 32 bytes are 16"));
+    let report = ReportId(entropy());
     let command = move |tx: &mut Tx<'_>| {
         let node = store::command::boot::answered(tx, &answered)?;
         if let (Some(node), Some(attempt)) = (node, exhausted) {
