@@ -33,7 +33,7 @@ fn h5_one_corrupted_head_shows_as_diverged_to_people_on_both_sides() {
             _ => Err(Value::from(format!("exit {code}: {out}{complaint}"))),
         }
     });
-    expect!["central and this site hold different documents; central repairs this"]
+    expect!["central and this site hold different documents; tell central operations"]
         .assert_eq(&masked(&told, &[]));
     let noted = office.central.rest.list("/journal");
     let noted = noted

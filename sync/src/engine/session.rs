@@ -141,12 +141,19 @@ impl Session {
         self.peer_clock
     }
 
+    /// A site beats at the rate of its settings and central answers each beat, so that each hears the
+    /// other at the rate by which it judges the link.
+    fn beats(&self) -> bool {
+        self.peer == Origin::Central
+    }
+
     pub(super) fn timeout(&self) -> Duration {
         match self.phase {
             Phase::Closing => Duration::MAX,
             Phase::Opening | Phase::Greeting | Phase::Locating { .. } => self.deadline,
             Phase::Up => {
-                let next = self.deadline.min(self.heartbeat_at);
+                let beat = if self.beats() { self.heartbeat_at } else { self.deadline };
+                let next = self.deadline.min(beat);
                 self.compare_at.map_or(next, |at| next.min(at))
             }
         }
@@ -169,7 +176,7 @@ impl Session {
         if self.phase != Phase::Up {
             return;
         }
-        if now.elapsed >= self.heartbeat_at {
+        if self.beats() && now.elapsed >= self.heartbeat_at {
             self.heartbeat_at = now.elapsed + heartbeat;
             self.send(&Message::Heartbeat { clock: now.wall, telemetry: telemetry.cloned() }, outputs);
         }
@@ -290,7 +297,7 @@ impl Session {
                     position: pulled.position,
                 });
             }
-            (_, Origin::Central, Message::Refuse { code, reason }) => {
+            (_, _, Message::Refuse { code, reason }) => {
                 outputs.push_back(Output::Refused { peer: self.peer, code, reason: reason.clone() });
                 self.close(CloseCode::Done, &reason, outputs);
             }
@@ -325,6 +332,9 @@ impl Session {
             (Phase::Up | Phase::Locating { .. }, _, Message::Heartbeat { clock, telemetry }) => {
                 self.peer_clock = Some(clock);
                 outputs.push_back(Output::Heard { peer: self.peer, clock, telemetry });
+                if !self.beats() {
+                    self.send(&Message::Heartbeat { clock: now.wall, telemetry: None }, outputs);
+                }
             }
             (phase, _, message) => {
                 let name = name_of(&message);
@@ -348,12 +358,7 @@ impl Session {
                  the site or central was restored from a backup",
                 theirs.position
             );
-            outputs.push_back(Output::Refused {
-                peer: self.peer,
-                code: refuse::FORK,
-                reason: reason.clone(),
-            });
-            self.close(CloseCode::Fork, &reason, outputs);
+            self.refuse(refuse::FORK, CloseCode::Fork, &reason, outputs);
             return;
         }
         self.rise(now, outputs);

@@ -626,25 +626,4 @@ mod tests {
         let predecessors = Change::try_from(&predecessors_bomb(100_000)[..]).unwrap();
         assert_eq!(predecessors.decode().operations[0].pred.len(), 100_000);
     }
-
-    #[test]
-    #[expect(clippy::disallowed_methods, reason = "the subject of this test is how long it takes")]
-    fn bombs_are_refused_in_microseconds() {
-        let cases = [
-            ("operations", operations_bomb(1 << 33)),
-            ("predecessors", predecessors_bomb(1 << 60)),
-            ("deflate", deflate_bomb(8 << 20)),
-        ];
-        for (name, bomb) in cases {
-            // The fastest of many: the machine may be busy, but is not busy every time.
-            let fastest = (0..200)
-                .map(|_| {
-                    let start = std::time::Instant::now();
-                    assert!(lint(&bomb).is_err());
-                    start.elapsed()
-                })
-                .min();
-            assert!(fastest < Some(std::time::Duration::from_micros(100)), "{name} took {fastest:?}");
-        }
-    }
 }

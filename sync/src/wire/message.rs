@@ -235,7 +235,7 @@ pub enum Message {
         #[n(3)]
         clock: Timestamp,
     },
-    /// Central does not go on; the connection ends.
+    /// The sender does not go on; the connection ends.
     #[n(2)]
     Refuse {
         /// One of the codes in [`refuse`].
