@@ -254,9 +254,8 @@ impl Central {
         std::fs::create_dir_all(folder).expect("a folder for central");
         let config = folder.join("central.toml");
         let data = folder.join("data");
-        // Central speaks as often as the sites of a story are told to, or they would think themselves cut off.
         let text = format!(
-            "data_dir = {:?}\nlisten_quic = {quic:?}\nlisten_http = {http:?}\nheartbeat_s = 1\n",
+            "data_dir = {:?}\nlisten_quic = {quic:?}\nlisten_http = {http:?}\n",
             data.display().to_string()
         );
         std::fs::write(&config, text).expect("a configuration file");

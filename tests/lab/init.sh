@@ -19,6 +19,7 @@ export PATH=/bin
 /bin/busybox --install -s /bin
 [ -c /dev/ttyS0 ] && exec </dev/null >/dev/ttyS0 2>&1
 dmesg -n 1 # The kernel's own words would cut into our lines.
+echo       # Nor may they go on where iPXE stopped: SeaBIOS may still owe the end of its last line to the console.
 
 say() { echo "HOLDFAST $*"; }
 
