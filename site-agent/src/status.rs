@@ -249,7 +249,10 @@ impl fmt::Display for Status {
             writeln!(f, "            {why}")?;
         }
         if self.link.diverged {
-            writeln!(f, "            central and this site hold different documents; tell central operations")?;
+            writeln!(
+                f,
+                "            central and this site hold different documents; tell central operations"
+            )?;
         }
         if let Some(why) = &self.suspended {
             writeln!(f, "suspended   no order is followed: {why}")?;
