@@ -4,7 +4,7 @@
 //! addresses and knows nothing of booting. Machines are ordered at central, and installed by the site alone
 //! while the WAN is cut. What is believed is what a machine's console says, what is on its disk, and what both
 //! programs say over their APIs once the WAN is back. `tests/demo` tells more of the same story over loopback;
-//! here there is no part of it that the project wrote itself, except the programs.
+//! here only the programs and the script in the initramfs are the project's own.
 //!
 //! Deliberately absent: a limit on the seconds of the table. Whatever else runs on the machine would break it.
 
@@ -378,6 +378,7 @@ mod tests {
     use super::*;
 
     use crate::baseline::{self, BootServer};
+    use crate::machine::Report;
 
     /// What a machine says on its way, when nothing goes wrong.
     const STEPS: [&str; 7] =
@@ -532,7 +533,7 @@ mod tests {
 
     /// A machine that has installed itself and is off.
     struct Installed {
-        reports: Vec<crate::machine::Report>,
+        reports: Vec<Report>,
         first_report_s: f64,
     }
 
