@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use harness::world::World;
 use store::{
     command::{
+        boot::{self, Answered},
         node::{self, NodeEdit},
         report::{self, Report},
         task::{self, NewTask},
@@ -23,6 +24,10 @@ const MAC: MacAddr = MacAddr([0x52, 0x54, 0, 0, 0, 1]);
 const MINUTE: Duration = Duration::from_secs(60);
 
 fn publish(world: &mut World) -> WorkflowId {
+    publish_with(world, false)
+}
+
+fn publish_with(world: &mut World, needs_approval: bool) -> WorkflowId {
     let identity = Identity {
         name: "debian-12".into(),
         os_family: "debian".into(),
@@ -32,7 +37,7 @@ fn publish(world: &mut World) -> WorkflowId {
     let files = ["kernel", "initrd"]
         .map(|role| (role.to_string(), (Digest::of(role.as_bytes()), role.len() as u64)))
         .into();
-    let version = NewVersion { files, kernel_args: "console=ttyS0".into(), needs_approval: false };
+    let version = NewVersion { files, kernel_args: "console=ttyS0".into(), needs_approval };
     world.run(Origin::Central, "ann", move |tx| workflow::create(tx, &identity, &version)).unwrap().id
 }
 
@@ -104,6 +109,86 @@ fn p5_h1_a_cut_off_site_installs_and_central_hears_of_it_in_order() {
     };
     assert_eq!(chain(&here), chain(&there), "central has the site's journal, in order");
     assert!(here.iter().map(|row| row.seq).eq(1..=here.len() as u64), "without gaps");
+}
+
+/// The states of a task at central and at the site.
+fn states(world: &World, site: SiteId, task: &TaskRow) -> [TaskState; 2] {
+    [Origin::Central, Origin::Site(site)]
+        .map(|origin| world.store(origin).read(|view| view.task(task.id)).unwrap().unwrap().state)
+}
+
+#[test]
+fn l2_l11_a_machine_waits_for_approval_and_a_rejected_or_withdrawn_one_never_begins() {
+    let mut world = World::new(3);
+    let lyon = world.add_site("lyon");
+    let workflow = publish_with(&mut world, true);
+    let mut machines = Vec::new();
+    for last in 1..=3 {
+        let mac = MacAddr([0x52, 0x54, 0, 0, 0, last]);
+        let (node, task) = order(&mut world, lyon, mac, workflow);
+        machines.push((mac, node, task));
+    }
+    world.until("both agree", MINUTE, |world| {
+        let tasks = world.store(Origin::Site(lyon)).read(|view| view.count_tasks()).unwrap();
+        tasks == 3 && world.in_agreement(lyon)
+    });
+    let early = machines[0].2.id;
+    let refused = world.run(Origin::Central, "ann", move |tx| task::judge(tx, early, true, "unseen"));
+    let said = format!("task {early} is pending, so there is nothing to approve or reject");
+    assert_eq!(refused.unwrap_err().to_string(), said);
+
+    world.run(Origin::Site(lyon), "cache", move |tx| task::mark_ready(tx, lyon, |_| true)).unwrap();
+    for (mac, _, task) in &machines {
+        let (shown, answered) = (
+            ReportId(world.random.bytes()),
+            Answered {
+                mac: *mac,
+                answer: "workflow".into(),
+                reason: "waits for approval".into(),
+                adopt: false,
+                booting: Some(task.id),
+                local_disk: false,
+            },
+        );
+        world.run(Origin::Site(lyon), "boot", move |tx| boot::answered(tx, &answered)).unwrap();
+        let (mac, it) = (*mac, report::Registration { cpus: Some(4), ..report::Registration::default() });
+        world
+            .run(Origin::Site(lyon), "machine", move |tx| report::register(tx, shown, mac, false, &it))
+            .unwrap();
+    }
+    for (_, node, task) in &machines {
+        world.until("central sees that the machine waits", MINUTE, |world| {
+            states(world, lyon, task) == [TaskState::PendingApproval; 2]
+        });
+        assert_eq!(
+            report(&mut world, lyon, *node, task, Report::GoAhead),
+            r#"202 {"answer":"wait","why":"the task waits for approval"}"#
+        );
+    }
+
+    // Decided while the site is cut off, and known there when the link is back.
+    world.set_link(lyon, false);
+    let [yes, no, withdrawn] = [0, 1, 2].map(|index| machines[index].2.id);
+    world.run(Origin::Central, "ann", move |tx| task::judge(tx, yes, true, "4 cores are enough")).unwrap();
+    world.run(Origin::Central, "ann", move |tx| task::judge(tx, no, false, "wrong rack")).unwrap();
+    world.run(Origin::Central, "ann", move |tx| task::cancel(tx, withdrawn, "not needed")).unwrap();
+    let again = world.run(Origin::Central, "ann", move |tx| task::judge(tx, no, true, "after all"));
+    let said = format!("task {no} is rejected, so there is nothing to approve or reject");
+    assert_eq!(again.unwrap_err().to_string(), said);
+    world.set_link(lyon, true);
+    let ends = [TaskState::Approved, TaskState::Rejected, TaskState::Cancelled];
+    for ((_, node, task), end) in machines.iter().zip(ends) {
+        world.until("both know the decision", MINUTE, |world| states(world, lyon, task) == [end; 2]);
+        let answer = report(&mut world, lyon, *node, task, Report::GoAhead);
+        let wanted = if end == TaskState::Approved { "200 " } else { "409 " };
+        assert!(answer.starts_with(wanted), "{end}: {answer}");
+    }
+    let filter = JournalFilter { site: Some(lyon), ..JournalFilter::default() };
+    let entries = world.store(Origin::Site(lyon)).read(|view| view.journal(&filter)).unwrap();
+    let consumed = |row: &&store::view::JournalRow| {
+        matches!(row.event, Some(sync::journal::Event::OrderConsumed { .. }))
+    };
+    assert_eq!(entries.iter().filter(consumed).count(), 1);
 }
 
 #[test]
@@ -181,7 +266,7 @@ fn p9_a_machine_adopted_while_cut_off_gets_its_home_when_central_hears_of_it() {
     let lyon = world.add_site("lyon");
     world.until("both agree", MINUTE, |world| world.in_agreement(lyon));
     world.set_link(lyon, false);
-    let answered = store::command::boot::Answered {
+    let answered = Answered {
         mac: MAC,
         answer: "local disk".into(),
         reason: "nothing is planned".into(),
@@ -190,7 +275,7 @@ fn p9_a_machine_adopted_while_cut_off_gets_its_home_when_central_hears_of_it() {
         local_disk: true,
     };
     let node = world
-        .run(Origin::Site(lyon), "boot", move |tx| store::command::boot::answered(tx, &answered))
+        .run(Origin::Site(lyon), "boot", move |tx| boot::answered(tx, &answered))
         .unwrap()
         .expect("it was adopted");
     world.set_link(lyon, true);

@@ -88,6 +88,8 @@ pub(crate) fn router(app: App) -> Router {
         .route("/workflows/{workflow}/versions", post(workflows::publish))
         .route("/tasks", get(tasks::list).post(tasks::create))
         .route("/tasks/{task}", get(tasks::show))
+        .route("/tasks/{task}/approve", put(tasks::approve))
+        .route("/tasks/{task}/reject", put(tasks::reject))
         .route("/tasks/{task}/cancel", put(tasks::cancel))
         .route("/blobs", put(blobs::put))
         .route("/blobs/{digest}", get(blobs::get))

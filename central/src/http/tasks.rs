@@ -1,4 +1,4 @@
-//! Tasks: listing, creating, withdrawing.
+//! Tasks: listing, creating, approving, withdrawing.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use axum::{
 use serde::Deserialize;
 use serde_json::{Value, json};
 use store::{
-    StoreError, View, command,
+    StoreError, Tx, View, command,
     command::task::NewTask,
     view::{TaskFilter, TaskRow},
 };
@@ -48,10 +48,10 @@ pub(super) struct Wanted {
     tags: BTreeMap<String, String>,
 }
 
-/// `PUT /tasks/{id}/cancel`.
+/// `PUT /tasks/{id}/approve`, `…/reject` and `…/cancel`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Cancel {
+pub(super) struct Decision {
     #[serde(default)]
     why: String,
 }
@@ -114,16 +114,48 @@ pub(super) async fn show(State(app): State<App>, Segment(task): Segment) -> Resu
     Ok(Json(task))
 }
 
+pub(super) async fn approve(
+    State(app): State<App>,
+    Segment(task): Segment,
+    OptionalBody(decision): OptionalBody<Decision>,
+) -> Result<Json<Value>, Problem> {
+    decide(app, task, decision, "approved by an operator", |tx, id, why| {
+        command::task::judge(tx, id, true, why)
+    })
+    .await
+}
+
+pub(super) async fn reject(
+    State(app): State<App>,
+    Segment(task): Segment,
+    OptionalBody(decision): OptionalBody<Decision>,
+) -> Result<Json<Value>, Problem> {
+    decide(app, task, decision, "rejected by an operator", |tx, id, why| {
+        command::task::judge(tx, id, false, why)
+    })
+    .await
+}
+
 pub(super) async fn cancel(
     State(app): State<App>,
     Segment(task): Segment,
-    OptionalBody(cancel): OptionalBody<Cancel>,
+    OptionalBody(decision): OptionalBody<Decision>,
+) -> Result<Json<Value>, Problem> {
+    decide(app, task, decision, "withdrawn by an operator", command::task::cancel).await
+}
+
+/// Commits a decision about one task; `unsaid` is its reason where the operator gave none.
+async fn decide(
+    app: App,
+    task: String,
+    decision: Decision,
+    unsaid: &'static str,
+    command: impl Fn(&mut Tx<'_>, TaskId, &str) -> Result<TaskRow, StoreError> + Send + 'static,
 ) -> Result<Json<Value>, Problem> {
     let row = app
         .write(move |tx| {
             let id = find(&tx.view(), &task)?.id;
-            let why = if cancel.why.is_empty() { "withdrawn by an operator" } else { &cancel.why };
-            command::task::cancel(tx, id, why)
+            command(tx, id, if decision.why.is_empty() { unsaid } else { &decision.why })
         })
         .await?;
     Ok(Json(shown(&row)))

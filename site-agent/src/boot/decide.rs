@@ -179,6 +179,10 @@ fn by_order(task: &Task) -> Decision {
             let is_new = matches!(task.state, TaskState::Ready | TaskState::Approved);
             workflow(task, reason, is_new)
         }
+        Liveness::AwaitsApproval => {
+            let reason = format!("attempt {} of task {} waits for approval", task.attempt, task.id);
+            workflow(task, reason, task.state == TaskState::Ready)
+        }
         Liveness::Held(reason) => hold(format!("the order is held: {reason}")),
         Liveness::Stale(reason) => hold(format!("the order is stale: {reason}")),
         // Asked without a report, so nobody consumed it by this very question; `UnderWay` went before.
@@ -316,7 +320,8 @@ pub(super) mod tests {
                     task.order = match value {
                         "live" => Liveness::Live,
                         "under_way" => Liveness::UnderWay,
-                        "held" => Liveness::Held(Reason::new("the task waits for approval")),
+                        "unapproved" => Liveness::AwaitsApproval,
+                        "held" => Liveness::Held(Reason::new("central and site disagree about wanted")),
                         "stale" => Liveness::Stale(Reason::new("the order has ended")),
                         other => panic!("no order is {other}"),
                     }

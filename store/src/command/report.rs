@@ -32,7 +32,7 @@ use crate::{
 /// What a machine is answered: an HTTP status and a JSON body.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
-    /// 200, or 409 when what was reported cannot be.
+    /// 200; 202 when the machine is to ask again; 409 when what was reported cannot be.
     pub status: u16,
     /// The body.
     pub body: Value,
@@ -88,6 +88,9 @@ impl Report {
         }
     }
 }
+
+/// Status of the answer `wait`: nothing was decided and nothing noted.
+const WAIT: u16 = 202;
 
 /// Values that vendors leave where a serial number should be.
 const PLACEHOLDERS: [&str; 8] = [
@@ -214,7 +217,10 @@ pub fn event(
             Report::InstallFailed(_) => advance(tx, report, &node, &row, it, NodeState::InstallFailed)?,
         },
     };
-    remember(tx, report, node.id, &answer)?;
+    // A machine that waits asks again, under the same id or another, until the answer is another.
+    if answer.status != WAIT {
+        remember(tx, report, node.id, &answer)?;
+    }
     Ok(answer)
 }
 
@@ -287,6 +293,10 @@ fn go_ahead(
         // Repeated reports were answered before this was asked; here the same report cannot come.
         Liveness::Consumed => Ok(Answer { status: 200, body: json!({ "answer": "go" }) }),
         Liveness::UnderWay => take_up_again(tx, report, node, row),
+        Liveness::AwaitsApproval => {
+            let why = "the task waits for approval";
+            Ok(Answer { status: WAIT, body: json!({ "answer": "wait", "why": why }) })
+        }
         Liveness::Held(reason) | Liveness::Stale(reason) => {
             refuse(tx, report, node, &Report::GoAhead, &reason)
         }

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use sync::{
-    document::task::{self, Cancel, OrderRegister, Spec, State},
+    document::task::{self, Approval, Cancel, OrderRegister, Spec, State},
     id::{NodeId, SiteId, TaskId, WorkflowId},
     journal::Event,
     policy::{TaskState, Wanted, lifecycle},
@@ -112,6 +112,29 @@ pub fn cancel(tx: &mut Tx<'_>, id: TaskId, why: &str) -> Result<TaskRow, StoreEr
         task: id,
         from: row.state.to_string(),
         to: TaskState::Cancelled.to_string(),
+        cause: why.to_string(),
+    };
+    tx.journal_for(row.site, event)?;
+    tx.view().task(id)?.ok_or_else(|| unknown("task", id))
+}
+
+/// Approves or rejects a task whose machine has reported its hardware and waits.
+///
+/// # Errors
+/// `Unknown` task; `Refused` when it does not wait for approval, with the state that it is in.
+pub fn judge(tx: &mut Tx<'_>, id: TaskId, approved: bool, why: &str) -> Result<TaskRow, StoreError> {
+    let row = tx.view().task(id)?.ok_or_else(|| unknown("task", id))?;
+    let to = if approved { TaskState::Approved } else { TaskState::Rejected };
+    if row.state != TaskState::PendingApproval {
+        return refused(format!("task {id} is {}, so there is nothing to approve or reject", row.state));
+    }
+    tx.write(task::KIND, id.into(), |edit| {
+        edit.set(&task::approval(), &Approval { approved }, why);
+    })?;
+    let event = Event::TaskTransitioned {
+        task: id,
+        from: row.state.to_string(),
+        to: to.to_string(),
         cause: why.to_string(),
     };
     tx.journal_for(row.site, event)?;

@@ -146,7 +146,8 @@ pub fn outcome() -> Register<Outcome> {
 pub struct InForce {
     /// What is to be done; nothing while only the genesis is here.
     pub spec: Option<Spec>,
-    /// Where it stands.
+    /// Where it stands: what the site wrote, unless people withdrew, rejected or approved it before the
+    /// first write, which the site may not know yet.
     pub state: TaskState,
     /// Attempt that the state speaks of, from 1.
     pub attempt: u64,
@@ -189,16 +190,44 @@ impl InForce {
         .map(|(path, _)| path.to_string())
         .collect();
         disputed.sort();
+        let consumed = consumed.of_home(site).map(|side| side.value.clone());
+        let order = order.least_by(|order| order.not_after).map(|side| side.value.clone());
+        let attempt = order.as_ref().map_or(1, |order| order.attempt);
+        let begun = consumed.as_ref().is_some_and(|used| used.attempt == attempt);
+        let decided = Decided {
+            cancelled: cancel.settled().is_some_and(|side| side.value.cancelled),
+            approved: approval.settled().map(|side| side.value.approved),
+        };
+        let written = state.of_home(site).map_or(TaskState::Pending, |side| side.value.state);
         InForce {
             spec: spec.settled().map(|side| side.value.clone()),
-            state: state.of_home(site).map_or(TaskState::Pending, |side| side.value.state),
+            state: if begun { written } else { decided.of(written) },
             attempt: state.of_home(site).map_or(1, |side| side.value.attempt),
-            order: order.least_by(|order| order.not_after).map(|side| side.value.clone()),
+            order,
             approved: approval.least_by(|approval| approval.approved).map(|side| side.value.approved),
             cancelled: cancel.least_by(|cancel| !cancel.cancelled).is_some_and(|side| side.value.cancelled),
-            consumed: consumed.of_home(site).map(|side| side.value.clone()),
+            consumed,
             outcome: outcome.of_home(site).map(|side| side.value.clone()),
             contested: disputed,
+        }
+    }
+}
+
+/// What people decided of a task, while nobody contests it.
+struct Decided {
+    cancelled: bool,
+    approved: Option<bool>,
+}
+
+impl Decided {
+    /// Where a task stands that has not begun and that its site has in `written`.
+    fn of(&self, written: TaskState) -> TaskState {
+        match (written, self.approved) {
+            (ended, _) if ended.is_final() => ended,
+            _ if self.cancelled => TaskState::Cancelled,
+            (_, Some(false)) => TaskState::Rejected,
+            (TaskState::PendingApproval, Some(true)) => TaskState::Approved,
+            (other, _) => other,
         }
     }
 }

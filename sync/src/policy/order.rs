@@ -75,6 +75,8 @@ pub enum Liveness {
     Consumed,
     /// It was consumed by an earlier boot of the same attempt.
     UnderWay,
+    /// Only the approval is missing: the machine may boot and report its hardware, and write nothing.
+    AwaitsApproval,
     /// Not now; it may be live again when a person or central acts.
     Held(Reason),
     /// Never again.
@@ -129,11 +131,11 @@ pub fn liveness(it: &Circumstances) -> Liveness {
             "task {other} of the same machine has not ended; one of them must be cancelled"
         ));
     }
-    if !it.approved {
-        return held("the task waits for approval".into());
-    }
     if let Some(why) = &it.suspended {
         return held(format!("this site follows no orders at the moment: {why}"));
+    }
+    if !it.approved {
+        return Liveness::AwaitsApproval;
     }
     Liveness::Live
 }
@@ -173,6 +175,7 @@ mod tests {
             Liveness::Live => "live".to_string(),
             Liveness::Consumed => "consumed".to_string(),
             Liveness::UnderWay => "under way".to_string(),
+            Liveness::AwaitsApproval => "awaits approval".to_string(),
             Liveness::Held(reason) => format!("held: {reason}"),
             Liveness::Stale(reason) => format!("stale: {reason}"),
         };
@@ -204,7 +207,7 @@ mod tests {
             |it| it.other_task = Some("t-2".into()),
             "held: task t-2 of the same machine has not ended; one of them must be cancelled",
         );
-        check(|it| it.approved = false, "held: the task waits for approval");
+        check(|it| it.approved = false, "awaits approval");
         check(
             |it| it.suspended = Some("restored from a backup".into()),
             "held: this site follows no orders at the moment: restored from a backup",
