@@ -14,6 +14,7 @@ use store::{
 use sync::{
     blob::Digest,
     document::workflow::Identity,
+    engine::{Connection, Input, Output},
     id::{MacAddr, SiteId, TaskId},
 };
 use tokio::sync::watch;
@@ -59,12 +60,17 @@ pub(crate) fn replicate(central: &Store, site: &Store, edge: Edge) {
         let (source, target) = (from.origin(), to.origin());
         loop {
             let pulled = to.read(|view| Ok(view.peer(source)?.pulled)).unwrap();
-            let items =
-                from.run(edge.given("test"), move |tx| tx.read_log_for(target, pulled + 1, 1 << 16)).unwrap();
+            let (connection, from_here, max_bytes) = (Connection(1), pulled + 1, 1 << 16);
+            let read = Output::Read { connection, peer: target, from: from_here, max_bytes };
+            let Some(Input::Read { items, seal, .. }) = from.answer_now(read, edge.given("test")).unwrap()
+            else {
+                panic!("a replica reads its log");
+            };
             if items.is_empty() {
                 break;
             }
-            to.run(edge.given("test"), move |tx| tx.ingest(source, pulled + 1, &items)).unwrap();
+            let taken = Output::Ingest { connection, peer: source, from: from_here, items, seal };
+            to.answer_now(taken, edge.given("test")).unwrap();
         }
     }
 }

@@ -7,6 +7,7 @@ use sync::{
     id::{DocumentId, Origin},
     ingress::{self, Outcome, UnknownKeys},
     journal::Event,
+    wire::{Fingerprint, Seal},
 };
 
 use crate::{StoreError, Tx, log::signed, scope, view};
@@ -58,6 +59,7 @@ impl Tx<'_> {
         kind: Kind,
         id: DocumentId,
         batch: &[Vec<u8>],
+        seals: &[Option<Seal>],
         peer: Origin,
     ) -> Result<Admitted, StoreError> {
         let doc = self.ensure(kind, id)?;
@@ -69,14 +71,16 @@ impl Tx<'_> {
             }
             return Ok(admitted);
         }
-        let mut admitted = self.admit_once(doc, kind, id, batch, peer)?;
+        let mut admitted = self.admit_once(doc, kind, id, batch, seals, peer)?;
         // What arrived may be what parked changes waited for.
         while admitted.accepted > 0 {
             let waiting = self.take_parked(id)?;
             if waiting.is_empty() {
                 break;
             }
-            let again = self.admit_once(doc, kind, id, &waiting, peer)?;
+            let (waiting, seals): (Vec<_>, Vec<_>) = waiting.into_iter().unzip();
+            let again = self.admit_once(doc, kind, id, &waiting, &seals, peer)?;
+            admitted.ours_came_back |= again.ours_came_back;
             admitted.accepted += again.accepted;
             admitted.rejected += again.rejected;
             if again.accepted == 0 {
@@ -92,6 +96,7 @@ impl Tx<'_> {
         kind: Kind,
         id: DocumentId,
         batch: &[Vec<u8>],
+        seals: &[Option<Seal>],
         peer: Origin,
     ) -> Result<Admitted, StoreError> {
         self.open(doc, kind, id)?;
@@ -109,11 +114,15 @@ impl Tx<'_> {
         }
         let mut admitted = Admitted::default();
         let mut fresh = Vec::new();
-        for (bytes, outcome) in batch.iter().zip(admission.outcomes) {
+        for ((bytes, seal), outcome) in batch.iter().zip(seals).zip(admission.outcomes) {
             match outcome {
                 Outcome::Accept(verified) => {
-                    fresh.push(self.insert_change(doc, &verified.change, Some(peer))?);
+                    let change = self.insert_change(doc, &verified.change, Some(peer))?;
+                    self.keep_seal(change, *seal)?;
+                    fresh.push(change);
                     admitted.accepted += 1;
+                    admitted.ours_came_back |=
+                        verified.change.actor_id().to_bytes() == self.state.incarnation.as_bytes();
                     let at = sync::time::Hlc(verified.change.timestamp());
                     let confirmed = match self.state.origin {
                         Origin::Central => self.given.now,
@@ -123,7 +132,7 @@ impl Tx<'_> {
                 }
                 Outcome::Duplicate => {}
                 Outcome::Park { .. } => {
-                    self.park(kind, id, bytes, peer)?;
+                    self.park(kind, id, bytes, *seal, peer)?;
                     admitted.parked += 1;
                 }
                 Outcome::Reject(rejection) => {
@@ -196,15 +205,20 @@ impl Tx<'_> {
     fn finish(&mut self, doc: i64, kind: Kind, changes: &[i64]) -> Result<(), StoreError> {
         let document = self.state.open.get(&doc).expect("the document was written").clone();
         let by = self.given.by.clone();
+        let mut held = fingerprint_of(self.sql, doc)?;
+        for change in changes {
+            held.add(&crate::log::change_hash(self.sql, *change)?);
+        }
         self.sql
             .prepare_cached(
-                "UPDATE documents SET heads = ?2, changes = changes + ?3, modified_at = ?4, modified_by = ?5
+                "UPDATE documents SET heads = ?2, changes = ?3, sum = ?4, modified_at = ?5, modified_by = ?6
                  WHERE doc = ?1",
             )?
             .execute(params![
                 doc,
                 joined(&document.heads()),
-                signed(changes.len() as u64),
+                signed(held.changes),
+                held.sum.to_be_bytes(),
                 signed(self.given.now.0),
                 by
             ])?;
@@ -236,23 +250,49 @@ impl Tx<'_> {
         Ok(())
     }
 
-    fn park(&self, kind: Kind, id: DocumentId, bytes: &[u8], peer: Origin) -> Result<(), StoreError> {
+    /// Keeps what central put beside a change; a site gives it back to a central that was restored.
+    fn keep_seal(&self, change: i64, seal: Option<Seal>) -> Result<(), StoreError> {
+        if let (Origin::Site(_), Some(seal)) = (self.state.origin, seal) {
+            self.sql
+                .prepare_cached("UPDATE changes SET seal = ?2 WHERE change = ?1")?
+                .execute(params![change, seal.0])?;
+        }
+        Ok(())
+    }
+
+    fn park(
+        &self,
+        kind: Kind,
+        id: DocumentId,
+        bytes: &[u8],
+        seal: Option<Seal>,
+        peer: Origin,
+    ) -> Result<(), StoreError> {
         let hash = ingress::parse(bytes).map(|parsed| parsed.hash()).map_err(|rejection| {
             StoreError::Malformed { what: "a change that was to be parked", why: rejection.to_string() }
         })?;
         self.sql
             .prepare_cached(
-                "INSERT OR IGNORE INTO parked (id, kind, hash, source, bytes) VALUES (?1, ?2, ?3, ?4, ?5)",
+                "INSERT OR IGNORE INTO parked (id, kind, hash, source, bytes, seal) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
             )?
-            .execute(params![id.as_bytes(), kind.number(), hash.0, peer.to_string(), bytes])?;
+            .execute(params![
+                id.as_bytes(),
+                kind.number(),
+                hash.0,
+                peer.to_string(),
+                bytes,
+                seal.map(|seal| seal.0)
+            ])?;
         Ok(())
     }
 
-    fn take_parked(&self, id: DocumentId) -> Result<Vec<Vec<u8>>, StoreError> {
+    fn take_parked(&self, id: DocumentId) -> Result<Vec<Sealed>, StoreError> {
         let waiting = self
             .sql
-            .prepare_cached("SELECT bytes FROM parked WHERE id = ?1 ORDER BY rowid")?
-            .query_map([id.as_bytes()], |row| row.get(0))?
+            .prepare_cached("SELECT bytes, seal FROM parked WHERE id = ?1 ORDER BY rowid")?
+            .query_map([id.as_bytes()], |row| {
+                Ok((row.get(0)?, row.get::<_, Option<[u8; 16]>>(1)?.map(Seal)))
+            })?
             .collect::<Result<_, _>>()?;
         self.sql.prepare_cached("DELETE FROM parked WHERE id = ?1")?.execute([id.as_bytes()])?;
         Ok(waiting)
@@ -283,17 +323,33 @@ impl Tx<'_> {
     }
 }
 
+/// A change as a peer brought it, with what central put beside it.
+type Sealed = (Vec<u8>, Option<Seal>);
+
 /// What became of a batch of changes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Admitted {
     pub(crate) accepted: usize,
     pub(crate) parked: usize,
     pub(crate) rejected: usize,
+    /// A change of our own actor that was not here.
+    pub(crate) ours_came_back: bool,
 }
 
 /// Sorted heads as one value.
 pub(crate) fn joined(heads: &[ChangeHash]) -> Vec<u8> {
     heads.iter().flat_map(|hash| hash.0).collect()
+}
+
+/// The fingerprint over the changes of one document.
+fn fingerprint_of(sql: &rusqlite::Connection, doc: i64) -> Result<Fingerprint, StoreError> {
+    Ok(sql.prepare_cached("SELECT changes, sum FROM documents WHERE doc = ?1")?.query_row([doc], |row| {
+        Ok(Fingerprint {
+            changes: row.get::<_, i64>(0)?.unsigned_abs(),
+            sum: u128::from_be_bytes(row.get(1)?),
+            heads: None,
+        })
+    })?)
 }
 
 /// Opens a stored document: its snapshot, or its genesis, and the changes that follow.

@@ -4,6 +4,7 @@ use rusqlite::{OptionalExtension, params};
 use sync::{
     id::{Incarnation, Origin, SiteId},
     journal::{Event, Head, Stream, chain},
+    time::Hlc,
 };
 
 use crate::{StoreError, Tx, log::Row};
@@ -32,20 +33,44 @@ impl Tx<'_> {
     }
 
     fn append(&mut self, stream: Stream, event: Event) -> Result<i64, StoreError> {
-        let incarnation = self.state.incarnation;
-        let mut head =
-            head_of(self.sql, stream, Some(incarnation))?.unwrap_or_else(|| Head::new(incarnation));
         let (at, by, epoch) = {
             let author = self.author()?;
             (author.at, author.by.clone(), author.policy_epoch)
         };
-        let bytes = head.append(stream, at, &by, epoch, event);
+        self.append_as(stream, at, &by, epoch, event)
+    }
+
+    /// Appends an entry of somebody, at some time, in the present life.
+    pub(crate) fn append_as(
+        &self,
+        stream: Stream,
+        at: Hlc,
+        by: &str,
+        policy_epoch: u64,
+        event: Event,
+    ) -> Result<i64, StoreError> {
+        let incarnation = self.state.incarnation;
+        let mut head = head_of(self.sql, stream, incarnation)?.unwrap_or_else(|| Head::new(incarnation));
+        let bytes = head.append(stream, at, by, policy_epoch, event);
         insert(self.sql, stream, &head, &bytes)
     }
 
-    /// Takes over an entry of a peer's stream after checking that it continues the chain.
+    /// Takes over an entry of a peer's stream after checking that it continues the chain. One that is here
+    /// already changes nothing; one that does not fit is told as an error.
     pub(crate) fn take_entry(&mut self, stream: Stream, bytes: &[u8]) -> Result<(), StoreError> {
-        let last = head_of(self.sql, stream, None)?;
+        let entry = chain::decode(bytes)?;
+        let here: Option<[u8; 32]> = self
+            .sql
+            .prepare_cached("SELECT hash FROM journal WHERE stream = ?1 AND incarnation = ?2 AND seq = ?3")?
+            .query_row(
+                params![stream.to_string(), entry.incarnation.as_bytes(), crate::log::signed(entry.seq)],
+                |row| row.get(0),
+            )
+            .optional()?;
+        if here == Some(chain::hash(bytes)) {
+            return Ok(());
+        }
+        let last = head_of(self.sql, stream, entry.incarnation)?;
         let (_, head) = chain::follow(stream, last.as_ref(), bytes)?;
         insert(self.sql, stream, &head, bytes).map(drop)
     }
@@ -65,23 +90,18 @@ fn insert(sql: &rusqlite::Connection, stream: Stream, head: &Head, bytes: &[u8])
     Ok(sql.last_insert_rowid())
 }
 
-/// The newest entry of a stream, of one incarnation or of the one that wrote last.
+/// The newest entry of one life of a stream.
 fn head_of(
     sql: &rusqlite::Connection,
     stream: Stream,
-    incarnation: Option<Incarnation>,
+    incarnation: Incarnation,
 ) -> Result<Option<Head>, StoreError> {
     let mut statement = sql.prepare_cached(
-        "SELECT incarnation, seq, hash FROM journal
-         WHERE stream = ?1 AND (?2 IS NULL OR incarnation = ?2) ORDER BY entry DESC LIMIT 1",
+        "SELECT seq, hash FROM journal WHERE stream = ?1 AND incarnation = ?2 ORDER BY seq DESC LIMIT 1",
     )?;
     Ok(statement
-        .query_row(params![stream.to_string(), incarnation.map(|incarnation| incarnation.0)], |row| {
-            Ok(Head {
-                incarnation: Incarnation(row.get(0)?),
-                seq: row.get::<_, i64>(1)?.unsigned_abs(),
-                hash: row.get(2)?,
-            })
+        .query_row(params![stream.to_string(), incarnation.as_bytes()], |row| {
+            Ok(Head { incarnation, seq: row.get::<_, i64>(0)?.unsigned_abs(), hash: row.get(1)? })
         })
         .optional()?)
 }

@@ -2,7 +2,8 @@
 //!
 //! [`Store`] is the door. `writer` owns the one writing connection: a command is a closure that runs in a
 //! transaction ([`Tx`]); several that wait are committed together, and nothing is answered before that.
-//! `documents`, `log`, `journal` and `peers` are what a transaction can do; `command` are the changes that
+//! `documents`, `log`, `journal` and `peers` are what a transaction can do; `life` says when another life of
+//! the database begins, `join` how it meets its peers; `command` are the changes that
 //! people and machines ask for; `view` are the derived tables that everything reads; `replica` answers
 //! the replication engine; `blobs` holds content.
 //!
@@ -14,11 +15,13 @@
 mod error;
 mod schema;
 mod writer;
+mod life;
 
 mod documents;
 mod log;
 mod journal;
 mod peers;
+mod join;
 mod scope;
 pub mod tokens;
 
@@ -76,7 +79,7 @@ pub struct Store {
 
 struct Inner {
     origin: Origin,
-    incarnation: Incarnation,
+    incarnation: Arc<Mutex<Incarnation>>,
     database: PathBuf,
     writer: writer::Writer,
     readers: Mutex<Vec<rusqlite::Connection>>,
@@ -114,7 +117,8 @@ impl Store {
 
     /// Life of the database, the actor of every change that is written here.
     pub fn incarnation(&self) -> Incarnation {
-        self.inner.incarnation
+        // Whoever panicked while he held it has only ever stored a whole value.
+        *self.inner.incarnation.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     /// Content.

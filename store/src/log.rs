@@ -7,7 +7,7 @@
 use rusqlite::{OptionalExtension, params};
 use sync::{
     id::Origin,
-    wire::{Cursor, Fingerprint, Item, Rolling},
+    wire::{Cursor, Fingerprint, Item, Rolling, Seal},
 };
 
 use crate::{StoreError, Tx, documents};
@@ -96,7 +96,12 @@ impl Tx<'_> {
         Ok(match row {
             Row::Change(change) => {
                 let (kind, document, bytes) = documents::change_bytes(self, change)?;
-                Item::change(kind, document, bytes).to_bytes()
+                let (hash, stored): ([u8; 32], Option<[u8; 16]>) = self
+                    .sql
+                    .prepare_cached("SELECT hash, seal FROM changes WHERE change = ?1")?
+                    .query_row([change], |row| Ok((row.get(0)?, row.get(1)?)))?;
+                let seal = self.seal_change(document, &hash).or(stored.map(Seal));
+                Item { seal, ..Item::change(kind, document, bytes) }.to_bytes()
             }
             Row::Entry(entry) => {
                 let bytes = self
@@ -145,7 +150,7 @@ pub(crate) fn end(sql: &rusqlite::Connection, peer: Origin) -> Result<u64, Store
     Ok(mark(sql, peer, None)?.map_or(0, |mark| mark.cursor.position))
 }
 
-fn change_hash(sql: &rusqlite::Connection, change: i64) -> Result<[u8; 32], StoreError> {
+pub(crate) fn change_hash(sql: &rusqlite::Connection, change: i64) -> Result<[u8; 32], StoreError> {
     Ok(sql
         .prepare_cached("SELECT hash FROM changes WHERE change = ?1")?
         .query_row([change], |row| row.get(0))?)

@@ -3,14 +3,16 @@
 use rusqlite::{OptionalExtension, params};
 use sync::{
     document::Kind,
-    id::{DocumentId, Origin},
+    engine::{Claim, Greeting},
+    id::{DocumentId, Incarnation, Origin},
     journal::{Event, Stream},
+    policy::Reason,
     time::Timestamp,
-    wire::{Cursor, Fingerprint, Item, Rolling, Telemetry},
+    wire::{Cursor, Fingerprint, Item, Rolling, Seal, Telemetry},
 };
 
 use crate::{
-    StoreError, Tx,
+    StoreError, Tx, life,
     log::{self, signed},
 };
 
@@ -24,22 +26,13 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// What is here of the peer's log, with the fingerprint over the changes in it.
-    fn pulled(&self, peer: Origin) -> Result<(Cursor, Fingerprint), StoreError> {
+    /// What is here of the peer's log.
+    fn pulled(&self, peer: Origin) -> Result<Cursor, StoreError> {
         let found = self
             .sql
-            .prepare_cached(
-                "SELECT pulled, pulled_rolling, received, received_sum FROM peers WHERE peer = ?1",
-            )?
+            .prepare_cached("SELECT pulled, pulled_rolling FROM peers WHERE peer = ?1")?
             .query_row([peer.to_string()], |row| {
-                Ok((
-                    Cursor { position: row.get::<_, i64>(0)?.unsigned_abs(), rolling: Rolling(row.get(1)?) },
-                    Fingerprint {
-                        changes: row.get::<_, i64>(2)?.unsigned_abs(),
-                        sum: u128::from_be_bytes(row.get(3)?),
-                        heads: None,
-                    },
-                ))
+                Ok(Cursor { position: row.get::<_, i64>(0)?.unsigned_abs(), rolling: Rolling(row.get(1)?) })
             })
             .optional()?;
         Ok(found.unwrap_or_default())
@@ -54,40 +47,116 @@ impl Tx<'_> {
         Ok(found.unwrap_or(0).unsigned_abs())
     }
 
-    /// Where we stand towards `peer`. At central `claim` is what the site says: what it has of our log,
-    /// what it knows us to have of its log, and what it holds.
-    pub fn standing(
-        &mut self,
-        peer: Origin,
-        claim: Option<(u64, u64, Fingerprint)>,
-    ) -> Result<Standing, StoreError> {
-        let (pulled, _) = self.pulled(peer)?;
-        let policy_epoch = self.view().policy_epoch()?;
-        let incarnation = self.state.incarnation;
-        let end = log::end(self.sql, peer)?;
-        Ok(match claim {
+    /// Where we stand towards `peer`. At central `claim` is what the site says of itself, and what is
+    /// decided here is how the session goes on.
+    pub(crate) fn standing(&mut self, peer: Origin, claim: Option<Claim>) -> Result<Standing, StoreError> {
+        self.ensure_peer(peer)?;
+        let greeting = match &claim {
+            None => Greeting::Continue,
+            Some(claim) => self.greeting(peer, claim)?,
+        };
+        let bond = self.bond(peer)?;
+        let common = bond.life.filter(|_| !bond.anew);
+        let mut standing = Standing {
+            incarnation: self.state.incarnation,
+            policy_epoch: self.view().policy_epoch()?,
+            pulled: self.pulled(peer)?,
+            pushed: None,
+            end: log::end(self.sql, peer)?,
+            fingerprint: Fingerprint::default(),
+            agrees: None,
+            central: common,
+            seal: bond.seal.filter(|_| common.is_some()),
+            greeting,
+        };
+        match claim {
             None => {
                 let acknowledged = self.acknowledged(peer)?;
-                Standing {
-                    incarnation,
-                    policy_epoch,
-                    pulled,
-                    pushed: self.locate(peer, acknowledged)?,
-                    end,
-                    fingerprint: self.fingerprint(peer, acknowledged)?,
-                    agrees: None,
-                }
+                standing.pushed = self.locate(peer, acknowledged)?;
+                standing.fingerprint = self.fingerprint(peer, acknowledged)?;
             }
-            Some((had, had_pushed, found)) => Standing {
-                incarnation,
-                policy_epoch,
-                pulled,
-                pushed: self.locate(peer, had)?,
-                end,
-                fingerprint: Fingerprint::default(),
-                agrees: self.compare(peer, had, had_pushed, &found)?,
-            },
-        })
+            Some(claim) if standing.greeting == Greeting::Continue => {
+                let had = claim.pulled.position;
+                standing.agrees = self.compare(peer, had, claim.pushed, &claim.fingerprint)?;
+            }
+            Some(_) => {}
+        }
+        Ok(standing)
+    }
+
+    /// At central: how a session goes on whose site greets with `claim`.
+    fn greeting(&mut self, peer: Origin, claim: &Claim) -> Result<Greeting, StoreError> {
+        let bond = self.bond(peer)?;
+        let life = self.state.incarnation;
+        let Claim { pulled, seal, .. } = *claim;
+        let common = bond.life == Some(claim.incarnation) && !bond.anew && claim.central == Some(life);
+        if !common {
+            let is_first = bond.life.is_none() && !bond.anew && claim.central.is_none();
+            if is_first && (pulled.position, claim.pushed) == (0, 0) {
+                self.settle(peer, claim.incarnation)?;
+                return Ok(Greeting::Continue);
+            }
+            // A join that was broken off goes on with the logs that it began.
+            if bond.life != Some(claim.incarnation) || !bond.anew {
+                life::begin_logs(self.sql, peer)?;
+                self.sql
+                    .prepare_cached("UPDATE peers SET life = ?2 WHERE peer = ?1")?
+                    .execute(params![peer.to_string(), claim.incarnation.as_bytes()])?;
+            }
+            return Ok(Greeting::Join);
+        }
+        if self.locate(peer, pulled.position)? == Some(pulled) {
+            return Ok(Greeting::Continue);
+        }
+        if seal.is_some()
+            && seal == self.seal_cursor(peer, life, pulled)
+            && pulled.position > bond.acknowledged
+        {
+            let reason = format!(
+                "{peer} has {} items of central's log, sealed by central itself, which central does not have: \
+                 central's database went back in time",
+                pulled.position
+            );
+            self.begin_life(&Reason::new(reason.clone()))?;
+            return Ok(Greeting::Restored(reason));
+        }
+        Ok(Greeting::Forked(format!(
+            "the site has {} items of central's log, which are not where central knows the site to be; \
+             the site's database went back in time",
+            pulled.position
+        )))
+    }
+
+    fn bond(&self, peer: Origin) -> Result<Bond, StoreError> {
+        let found = self
+            .sql
+            .prepare_cached("SELECT life, anew, seal, settled, acknowledged FROM peers WHERE peer = ?1")?
+            .query_row([peer.to_string()], |row| {
+                Ok(Bond {
+                    life: row.get::<_, Option<[u8; 16]>>(0)?.map(Incarnation),
+                    anew: row.get(1)?,
+                    seal: row.get::<_, Option<[u8; 16]>>(2)?.map(Seal),
+                    settled: row.get::<_, i64>(3)?.unsigned_abs(),
+                    acknowledged: row.get::<_, i64>(4)?.unsigned_abs(),
+                })
+            })
+            .optional()?;
+        Ok(found.unwrap_or_default())
+    }
+
+    /// Keeps that the logs with `peer` begin as they are, in this life of its database.
+    pub(crate) fn settle(&mut self, peer: Origin, life: Incarnation) -> Result<(), StoreError> {
+        self.ensure_peer(peer)?;
+        self.sql
+            .prepare_cached("UPDATE peers SET life = ?2, anew = 0 WHERE peer = ?1")?
+            .execute(params![peer.to_string(), life.as_bytes()])?;
+        Ok(())
+    }
+
+    /// At central: what the site at `position` of our log is told to know it again by.
+    pub(crate) fn seal_position(&self, peer: Origin, position: u64) -> Result<Option<Seal>, StoreError> {
+        let life = self.state.incarnation;
+        Ok(self.locate(peer, position)?.and_then(|cursor| self.seal_cursor(peer, life, cursor)))
     }
 
     /// Our log for `peer` at a position, if it reaches that far.
@@ -95,21 +164,19 @@ impl Tx<'_> {
         Ok(log::mark(self.sql, peer, Some(position))?.map(|mark| mark.cursor))
     }
 
-    /// Reads our log for `peer`.
-    pub fn read_log_for(
-        &mut self,
-        peer: Origin,
-        from: u64,
-        max_bytes: usize,
-    ) -> Result<Vec<Vec<u8>>, StoreError> {
-        self.read_log(peer, from, max_bytes)
-    }
-
     /// Keeps that `peer` has everything of our log up to `position`.
     pub fn acknowledge(&mut self, peer: Origin, position: u64) -> Result<(), StoreError> {
         self.ensure_peer(peer)?;
         self.sql
-            .prepare_cached("UPDATE peers SET acknowledged = max(acknowledged, ?2) WHERE peer = ?1")?
+            .prepare_cached(
+                "UPDATE peers SET acknowledged = max(acknowledged, ?2), common_entry = max(common_entry, ifnull(
+                     (SELECT max(entry) FROM log WHERE peer = ?1 AND position <= ?2), 0))
+                 WHERE peer = ?1",
+            )?
+            .execute(params![peer.to_string(), signed(position)])?;
+        // What the peer has is not told again; where it stands is what both count from.
+        self.sql
+            .prepare_cached("DELETE FROM log WHERE peer = ?1 AND position < ?2")?
             .execute(params![peer.to_string(), signed(position)])?;
         Ok(())
     }
@@ -118,9 +185,15 @@ impl Tx<'_> {
     ///
     /// # Errors
     /// `Malformed` or `Chain` when an item is not what the protocol allows; then nothing is taken.
-    pub fn ingest(&mut self, peer: Origin, from: u64, items: &[Vec<u8>]) -> Result<Cursor, StoreError> {
+    pub(crate) fn ingest(
+        &mut self,
+        peer: Origin,
+        from: u64,
+        items: &[Vec<u8>],
+        seal: Option<Seal>,
+    ) -> Result<Ingest, StoreError> {
         self.ensure_peer(peer)?;
-        let (mut cursor, mut received) = self.pulled(peer)?;
+        let mut cursor = self.pulled(peer)?;
         if from != cursor.position + 1 {
             return Err(StoreError::Malformed {
                 what: "batch of log items",
@@ -128,7 +201,8 @@ impl Tx<'_> {
             });
         }
         let before = self.quarantined()?;
-        let mut run: Option<(Kind, DocumentId, Vec<Vec<u8>>)> = None;
+        let mut run: Option<Run> = None;
+        let mut ours_came_back = false;
         for bytes in items {
             let item: Item = minicbor::decode(bytes)
                 .map_err(|error| StoreError::Malformed { what: "log item", why: error.to_string() })?;
@@ -141,15 +215,17 @@ impl Tx<'_> {
                         continue;
                     };
                     match &mut run {
-                        Some((same, id, batch)) if *same == kind && *id == document => batch.push(change),
+                        Some(run) if run.kind == kind && run.id == document => {
+                            run.batch.push((change, item.seal));
+                        }
                         Some(_) | None => {
-                            self.take_run(run.take(), peer, &mut received)?;
-                            run = Some((kind, document, vec![change]));
+                            ours_came_back |= self.take_run(run.take(), peer)?;
+                            run = Some(Run { kind, id: document, batch: vec![(change, item.seal)] });
                         }
                     }
                 }
                 (_, _, _, Some(entry)) => {
-                    self.take_run(run.take(), peer, &mut received)?;
+                    ours_came_back |= self.take_run(run.take(), peer)?;
                     let stream = match (self.state.origin, peer) {
                         (Origin::Central, Origin::Site(site)) => Stream::Site(site),
                         (Origin::Site(site), _) => Stream::Down(site),
@@ -161,47 +237,37 @@ impl Tx<'_> {
                 _ => {}
             }
         }
-        self.take_run(run, peer, &mut received)?;
+        ours_came_back |= self.take_run(run, peer)?;
         self.outdate_agreement(peer)?;
         if self.quarantined()? > before {
             self.set_agreement(peer, false)?;
         }
         self.sql
-            .prepare_cached(
-                "UPDATE peers SET pulled = ?2, pulled_rolling = ?3, received = ?4, received_sum = ?5 WHERE peer = ?1",
-            )?
+            .prepare_cached("UPDATE peers SET pulled = ?2, pulled_rolling = ?3, seal = ?4 WHERE peer = ?1")?
             .execute(params![
                 peer.to_string(),
                 signed(cursor.position),
                 cursor.rolling.0,
-                signed(received.changes),
-                received.sum.to_be_bytes()
+                seal.map(|seal| seal.0)
             ])?;
-        Ok(cursor)
+        if ours_came_back {
+            let reason =
+                "central has changes that this database wrote and does not hold: it went back in time";
+            self.begin_life(&Reason::new(reason))?;
+            return Ok(Ingest::Forked(reason.into()));
+        }
+        Ok(Ingest::Taken(cursor))
     }
 
-    fn take_run(
-        &mut self,
-        run: Option<(Kind, DocumentId, Vec<Vec<u8>>)>,
-        peer: Origin,
-        received: &mut Fingerprint,
-    ) -> Result<(), StoreError> {
-        let Some((kind, id, batch)) = run else { return Ok(()) };
-        let newest: i64 =
-            self.sql.query_row("SELECT ifnull(max(change), 0) FROM changes", [], |row| row.get(0))?;
-        self.admit(kind, id, &batch, peer)?;
-        let mut statement =
-            self.sql.prepare_cached("SELECT hash FROM changes WHERE change > ?1 AND source IS ?2")?;
-        let mut rows = statement.query(params![newest, peer.to_string()])?;
-        while let Some(row) = rows.next()? {
-            received.add(&row.get(0)?);
-        }
-        drop(rows);
-        drop(statement);
+    /// Takes over changes of one document. Tells whether one was of our own actor and not here.
+    fn take_run(&mut self, run: Option<Run>, peer: Origin) -> Result<bool, StoreError> {
+        let Some(Run { kind, id, batch }) = run else { return Ok(false) };
+        let (batch, seals): (Vec<Vec<u8>>, Vec<Option<Seal>>) = batch.into_iter().unzip();
+        let admitted = self.admit(kind, id, &batch, &seals, peer)?;
         if kind == Kind::Node && self.state.origin == Origin::Central {
             crate::command::node::settle_home(self, id.into())?;
         }
-        Ok(())
+        Ok(admitted.ours_came_back)
     }
 
     fn set_aside(&mut self, kind: u8, id: DocumentId, peer: Origin, bytes: &[u8]) -> Result<(), StoreError> {
@@ -226,29 +292,11 @@ impl Tx<'_> {
 
     /// What is held here, less what `peer` has not acknowledged after `pushed`.
     pub fn fingerprint(&mut self, peer: Origin, pushed: u64) -> Result<Fingerprint, StoreError> {
-        let mut held = Fingerprint::default();
-        {
-            let mut statement = self.sql.prepare_cached("SELECT hash FROM changes")?;
-            let mut rows = statement.query([])?;
-            while let Some(row) = rows.next()? {
-                held.add(&row.get(0)?);
-            }
-        }
-        let end = log::mark(self.sql, peer, None)?.unwrap_or_default();
-        let at = log::mark(self.sql, peer, Some(pushed))?.unwrap_or_default();
-        let unknown = (
-            end.fingerprint.changes.wrapping_sub(at.fingerprint.changes),
-            end.fingerprint.sum.wrapping_sub(at.fingerprint.sum),
-        );
-        held.changes = held.changes.wrapping_sub(unknown.0);
-        held.sum = held.sum.wrapping_sub(unknown.1);
-        if pushed == end.cursor.position {
-            held.heads = Some(0);
-            let mut statement =
-                self.sql.prepare_cached("SELECT id, heads FROM documents WHERE changes > 0")?;
-            add_heads(&mut held, &mut statement, params![])?;
-        }
-        Ok(held)
+        let mut statement =
+            self.sql.prepare_cached("SELECT id, heads, changes, sum FROM documents WHERE changes > 0")?;
+        let held = self.sum(&mut statement, params![])?;
+        drop(statement);
+        self.at_position(peer, held, pushed)
     }
 
     /// At central: whether a site holds what it should at (pulled, pushed); nothing if that cannot be
@@ -260,22 +308,17 @@ impl Tx<'_> {
         pushed: u64,
         found: &Fingerprint,
     ) -> Result<Option<bool>, StoreError> {
-        let (ours, received) = self.pulled(site)?;
-        let Some(told) = log::mark(self.sql, site, Some(pulled))? else { return Ok(None) };
-        if ours.position != pushed {
+        let settled = self.bond(site)?.settled;
+        if self.pulled(site)?.position != pushed || pulled < settled || self.locate(site, pulled)?.is_none() {
             return Ok(None);
         }
-        let mut expected = told.fingerprint;
-        expected.changes = expected.changes.wrapping_add(received.changes);
-        expected.sum = expected.sum.wrapping_add(received.sum);
-        if pulled == log::end(self.sql, site)? {
-            expected.heads = Some(0);
-            let mut statement = self.sql.prepare_cached(
-                "SELECT id, heads FROM scope JOIN documents ON documents.doc = scope.doc
-                 WHERE peer = ?1 AND changes > 0",
-            )?;
-            add_heads(&mut expected, &mut statement, params![site.to_string()])?;
-        }
+        let mut statement = self.sql.prepare_cached(
+            "SELECT id, heads, changes, sum FROM scope JOIN documents ON documents.doc = scope.doc
+             WHERE peer = ?1 AND changes > 0",
+        )?;
+        let held = self.sum(&mut statement, params![site.to_string()])?;
+        drop(statement);
+        let expected = self.at_position(site, held, pulled)?;
         let agrees = expected.agrees(found);
         tracing::debug!(%site, pulled, pushed, ?expected, ?found, agrees, "compared");
         Ok(Some(agrees))
@@ -341,15 +384,62 @@ impl Tx<'_> {
     }
 }
 
-fn add_heads(
-    sum: &mut Fingerprint,
-    statement: &mut rusqlite::CachedStatement<'_>,
-    params: impl rusqlite::Params,
-) -> Result<(), StoreError> {
-    let mut rows = statement.query(params)?;
-    while let Some(row) = rows.next()? {
-        let heads: Vec<u8> = row.get(1)?;
-        sum.add_heads(DocumentId(row.get(0)?), &heads);
+/// Changes of one document that arrived together, each with its seal.
+struct Run {
+    kind: Kind,
+    id: DocumentId,
+    batch: Vec<(Vec<u8>, Option<Seal>)>,
+}
+
+/// What became of items of a peer's log.
+pub(crate) enum Ingest {
+    /// They are here up to this position.
+    Taken(Cursor),
+    /// They are here, and showed that our database went back in time: another life of it has begun.
+    Forked(String),
+}
+
+/// What binds our log and a peer's.
+#[derive(Default)]
+struct Bond {
+    /// Life of the peer's database that both are counted in.
+    life: Option<Incarnation>,
+    /// Both begin anew and nobody knows yet what each lacks.
+    anew: bool,
+    /// What central put beside our position in its log.
+    seal: Option<Seal>,
+    /// Before this position of our log the peer may lack something.
+    settled: u64,
+    acknowledged: u64,
+}
+
+impl Tx<'_> {
+    /// Sums up documents: (id, heads, number of changes, sum of changes).
+    fn sum(
+        &self,
+        statement: &mut rusqlite::CachedStatement<'_>,
+        params: impl rusqlite::Params,
+    ) -> Result<Fingerprint, StoreError> {
+        let mut held = Fingerprint { heads: Some(0), ..Fingerprint::default() };
+        let mut rows = statement.query(params)?;
+        while let Some(row) = rows.next()? {
+            held.add_heads(DocumentId(row.get(0)?), row.get_ref(1)?.as_blob().unwrap_or_default());
+            held.changes = held.changes.wrapping_add(row.get::<_, i64>(2)?.unsigned_abs());
+            held.sum = held.sum.wrapping_add(u128::from_be_bytes(row.get(3)?));
+        }
+        Ok(held)
     }
-    Ok(())
+
+    /// Takes off what our log for `peer` says after `position`. Heads are those of the end only.
+    fn at_position(&self, peer: Origin, held: Fingerprint, position: u64) -> Result<Fingerprint, StoreError> {
+        let end = log::mark(self.sql, peer, None)?.unwrap_or_default();
+        let at = log::mark(self.sql, peer, Some(position))?.unwrap_or_default();
+        let changes = end.fingerprint.changes.wrapping_sub(at.fingerprint.changes);
+        let sum = end.fingerprint.sum.wrapping_sub(at.fingerprint.sum);
+        Ok(Fingerprint {
+            changes: held.changes.wrapping_sub(changes),
+            sum: held.sum.wrapping_sub(sum),
+            heads: held.heads.filter(|_| position == end.cursor.position),
+        })
+    }
 }

@@ -6,10 +6,11 @@
 use sync::{
     engine::{Input, Output},
     id::Origin,
+    policy::Reason,
     wire::message::refuse,
 };
 
-use crate::{Given, Store, StoreError, Tx};
+use crate::{Given, Store, StoreError, Tx, life, peers::Ingest};
 
 impl Store {
     /// Does what `output` asks of the replica and hands the answer, if there is one, to `reply`.
@@ -38,6 +39,9 @@ impl Store {
                     | Output::Locate { connection, .. }
                     | Output::Read { connection, .. }
                     | Output::Ingest { connection, .. }
+                    | Output::Elements { connection, .. }
+                    | Output::Hold { connection, .. }
+                    | Output::Join { connection, .. }
                     | Output::TakeFingerprint { connection, .. }
                     | Output::Compare { connection, .. } = asked
                     {
@@ -70,10 +74,40 @@ fn perform(tx: &mut Tx<'_>, output: Output) -> Result<Option<Input>, StoreError>
             Some(Input::Located { connection, cursor: tx.locate(peer, position)? })
         }
         Output::Read { connection, peer, from, max_bytes } => {
-            Some(Input::Read { connection, from, items: tx.read_log_for(peer, from, max_bytes)? })
+            let items = tx.read_log(peer, from, max_bytes)?;
+            let seal = match (from + items.len() as u64).checked_sub(1) {
+                Some(last) if tx.origin() == Origin::Central => tx.seal_position(peer, last)?,
+                Some(_) | None => None,
+            };
+            Some(Input::Read { connection, from, items, seal })
         }
-        Output::Ingest { connection, peer, from, items } => {
-            Some(Input::Ingested { connection, cursor: tx.ingest(peer, from, &items)? })
+        Output::Ingest { connection, peer, from, items, seal } => {
+            match tx.ingest(peer, from, &items, seal)? {
+                Ingest::Taken(cursor) => Some(Input::Ingested { connection, cursor }),
+                Ingest::Forked(reason) => Some(Input::IngestFailed { connection, reason }),
+            }
+        }
+        Output::Settle { peer, life } => {
+            tx.settle(peer, life)?;
+            None
+        }
+        Output::Elements { connection, peer, life } => {
+            Some(Input::Elements { connection, elements: tx.elements(peer, life)? })
+        }
+        Output::Hold { connection, peer, documents } => {
+            Some(Input::Held { connection, holdings: tx.hold(peer, &documents)? })
+        }
+        Output::Join { connection, peer, life, holdings } => {
+            let (end, holdings) = tx.join(peer, life, &holdings)?;
+            Some(Input::Joined { connection, end, holdings })
+        }
+        Output::Forked { peer, reason, life_ends } => {
+            if life_ends {
+                tx.begin_life(&Reason::new(reason))?;
+            } else {
+                life::begin_logs(tx.sql, peer)?;
+            }
+            None
         }
         Output::Acknowledged { peer, position } => {
             tx.acknowledge(peer, position)?;

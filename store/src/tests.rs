@@ -143,7 +143,7 @@ fn a_compacted_document_is_told_to_peers_byte_for_byte() {
     let folder = tempfile::tempdir().unwrap();
     let (store, lyon, node) = central(folder.path());
     let peer = Origin::Site(lyon);
-    let read = |store: &Store| store.run(given(200), move |tx| tx.read_log_for(peer, 1, 1 << 20)).unwrap();
+    let read = |store: &Store| store.run(given(200), move |tx| tx.read_log(peer, 1, 1 << 20)).unwrap();
     for number in 0..20 {
         let edit_with = NodeEdit { hostname: Some(format!("till-{number}")), ..NodeEdit::default() };
         store.run(given(20 + number), move |tx| edit(tx, node, &edit_with)).unwrap();
@@ -190,7 +190,7 @@ fn foreign_changes(site: SiteId) -> Vec<Vec<u8>> {
 }
 
 fn ingest(store: &Store, from: u64, items: Vec<Vec<u8>>, peer: Origin) -> Result<(), StoreError> {
-    let output = Output::Ingest { connection: Connection(1), peer, from, items };
+    let output = Output::Ingest { connection: Connection(1), peer, from, items, seal: None };
     store.answer_now(output, given(100)).map(drop)
 }
 

@@ -7,7 +7,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    io::Write as _,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex,
@@ -18,12 +17,11 @@ use std::{
 use rusqlite::{Connection, OpenFlags, OptionalExtension, TransactionBehavior, params};
 use sync::{
     document::{Author, Document},
-    id::{Incarnation, Origin, hex},
-    policy::Reason,
-    time::{Clock, Hlc, Timestamp},
+    id::{Incarnation, Origin},
+    time::{Clock, Timestamp},
 };
 
-use crate::{Given, Opening, StoreError, schema, view};
+use crate::{Given, Opening, StoreError, life, schema, view};
 
 /// Commands that share one commit at most.
 const GROUP: usize = 64;
@@ -53,10 +51,16 @@ pub(crate) struct Writer {
 pub(crate) struct State {
     pub(crate) origin: Origin,
     pub(crate) incarnation: Incarnation,
+    /// Copy of the incarnation beside the database.
+    pub(crate) beside: PathBuf,
+    /// How often the database was opened.
+    pub(crate) starts: u64,
+    /// Key that central seals with.
+    pub(crate) key: Option<[u8; 32]>,
     pub(crate) clock: Clock,
     pub(crate) open: BTreeMap<i64, Document>,
     /// Use of open documents, oldest first, for eviction.
-    used: Vec<i64>,
+    pub(crate) used: Vec<i64>,
 }
 
 /// A transaction, as one command sees it.
@@ -85,7 +89,7 @@ pub(crate) fn reader(database: &Path) -> Result<Connection, StoreError> {
 
 impl Writer {
     /// Opens the database, settles which incarnation lives in it, and starts the thread.
-    pub(crate) fn open(opening: &Opening) -> Result<(Self, Incarnation), StoreError> {
+    pub(crate) fn open(opening: &Opening) -> Result<(Self, Arc<Mutex<Incarnation>>), StoreError> {
         let path = database(&opening.folder);
         make_folder(&opening.folder)?;
         let mut connection = Connection::open(&path)
@@ -93,8 +97,9 @@ impl Writer {
         connection.busy_timeout(std::time::Duration::from_secs(5))?;
         connection.set_prepared_statement_cache_capacity(128);
         schema::prepare(&mut connection)?;
-        let state = settle(&mut connection, opening)?;
-        let incarnation = state.incarnation;
+        let state = life::settle(&mut connection, opening)?;
+        let incarnation = Arc::new(Mutex::new(state.incarnation));
+        let lives = Arc::clone(&incarnation);
 
         let (sender, receiver) = channel();
         let watcher = Arc::new(Mutex::new(None));
@@ -102,7 +107,7 @@ impl Writer {
         #[expect(clippy::disallowed_methods, reason = "this is the one writer, and the thread is its work")]
         let thread = std::thread::Builder::new()
             .name("store-writer".into())
-            .spawn(move || work(connection, state, &receiver, &watched))
+            .spawn(move || work(connection, state, &receiver, &watched, &lives))
             .map_err(|source| StoreError::File {
                 action: "start the writer of",
                 path,
@@ -158,6 +163,7 @@ fn work(
     mut state: State,
     queue: &Receiver<(Given, Job)>,
     watcher: &Mutex<Option<Watcher>>,
+    incarnation: &Mutex<Incarnation>,
 ) {
     while let Ok(first) = queue.recv() {
         let mut jobs = vec![first];
@@ -174,6 +180,9 @@ fn work(
         {
             watcher(committed);
         }
+        if let Ok(mut incarnation) = incarnation.lock() {
+            *incarnation = state.incarnation;
+        }
         let outcome = outcome.map(drop);
         for finish in finishes {
             finish(outcome.clone());
@@ -189,11 +198,13 @@ fn commit_group(
 ) -> (Vec<Finish>, Result<Committed, StoreError>) {
     let mut finishes = Vec::with_capacity(jobs.len());
     let mut committed = Committed::default();
+    let incarnation = state.incarnation;
     let outcome = (|| -> Result<(), StoreError> {
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let before = state.clock.last();
         for (given, job) in jobs {
             transaction.execute_batch("SAVEPOINT command")?;
+            let incarnation = state.incarnation;
             let mut tx = Tx {
                 sql: &transaction,
                 state,
@@ -212,6 +223,7 @@ fn commit_group(
                 transaction.execute_batch("ROLLBACK TO command; RELEASE command")?;
                 // What the command wrote into open documents is not in the database.
                 state.open.retain(|doc, _| !touched.contains(doc));
+                state.incarnation = incarnation;
             }
         }
         if state.clock.last() != before {
@@ -222,6 +234,7 @@ fn commit_group(
     })();
     if outcome.is_err() {
         state.open.clear();
+        state.incarnation = incarnation;
     }
     (finishes, outcome.map(|()| committed))
 }
@@ -292,20 +305,9 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Follows no order any more until [`Tx::resume_orders`], and says why.
-    pub fn suspend_orders(&mut self, why: &Reason) -> Result<(), StoreError> {
-        set_meta(self.sql, "suspended", why.as_str().as_bytes())
-    }
-
     /// Makes the derived tables again from the documents. Nothing changes if they were right.
     pub fn rebuild_views(&mut self) -> Result<(), StoreError> {
         view::rebuild(self.sql)
-    }
-
-    /// Follows orders again.
-    pub fn resume_orders(&mut self) -> Result<(), StoreError> {
-        self.sql.execute("DELETE FROM meta WHERE key = 'suspended'", [])?;
-        Ok(())
     }
 }
 
@@ -329,93 +331,6 @@ fn make_folder(folder: &Path) -> Result<(), StoreError> {
     fs::create_dir_all(folder).map_err(|source| StoreError::File {
         action: "create folder",
         path: folder.to_path_buf(),
-        source: Arc::new(source),
-    })
-}
-
-/// Decides which incarnation lives in the database from now on.
-fn settle(connection: &mut Connection, opening: &Opening) -> Result<State, StoreError> {
-    let beside = opening.folder.join("incarnation");
-    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    let found = meta(&transaction, "origin")?.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
-    let ours = opening.origin.to_string();
-    if let Some(found) = &found
-        && *found != ours
-    {
-        return Err(StoreError::Foreign { found: found.clone(), expected: ours });
-    }
-    let inside = meta(&transaction, "incarnation")?.and_then(|bytes| Incarnation::from_slice(&bytes));
-    let outside = read_beside(&beside)?;
-    let incarnation = match (inside, &outside) {
-        (Some(inside), Some(outside)) if *outside == hex(inside.as_bytes()) => inside,
-        (Some(_), _) => {
-            let why = "the database is not the one that ran here last; it was restored or copied";
-            set_meta(&transaction, "suspended", why.as_bytes())?;
-            fresh(opening)
-        }
-        (None, _) => fresh(opening),
-    };
-    set_meta(&transaction, "origin", ours.as_bytes())?;
-    set_meta(&transaction, "incarnation", incarnation.as_bytes())?;
-    let last = meta(&transaction, "clock")?
-        .and_then(|bytes| bytes.try_into().ok())
-        .map_or(Hlc::default(), |bytes| Hlc(i64::from_be_bytes(bytes)));
-    let built = meta(&transaction, "views")?.and_then(|bytes| bytes.try_into().ok()).map(i64::from_be_bytes);
-    if built != Some(view::VERSION) {
-        view::rebuild(&transaction)?;
-        set_meta(&transaction, "views", &view::VERSION.to_be_bytes())?;
-    }
-    // The copy beside is written before the commit: if only one of both is written, the next start sees
-    // that they differ and begins another incarnation, which is always safe.
-    if outside.as_deref() != Some(hex(incarnation.as_bytes()).as_str()) {
-        write_beside(&beside, &hex(incarnation.as_bytes()))?;
-    }
-    transaction.commit()?;
-    Ok(State {
-        origin: opening.origin,
-        incarnation,
-        clock: Clock::resume(last),
-        open: BTreeMap::new(),
-        used: Vec::new(),
-    })
-}
-
-fn fresh(opening: &Opening) -> Incarnation {
-    let mut hasher = blake3::Hasher::new_derive_key("holdfast/incarnation/v1");
-    hasher.update(&opening.given.entropy);
-    Incarnation(hasher.finalize().as_bytes()[..16].try_into().expect("a BLAKE3 digest has 32 bytes"))
-}
-
-#[expect(
-    clippy::disallowed_methods,
-    reason = "the copy of the incarnation lies beside the database on purpose"
-)]
-fn read_beside(path: &Path) -> Result<Option<String>, StoreError> {
-    match fs::read_to_string(path) {
-        Ok(text) => Ok(Some(text.trim().to_string())),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(source) => {
-            Err(StoreError::File { action: "read", path: path.to_path_buf(), source: Arc::new(source) })
-        }
-    }
-}
-
-#[expect(
-    clippy::disallowed_methods,
-    clippy::disallowed_types,
-    reason = "the copy of the incarnation lies beside the database on purpose"
-)]
-fn write_beside(path: &Path, text: &str) -> Result<(), StoreError> {
-    let write = || {
-        let partial = path.with_extension("new");
-        let mut file = fs::File::create(&partial)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&partial, path)
-    };
-    write().map_err(|source: std::io::Error| StoreError::File {
-        action: "write",
-        path: path.to_path_buf(),
         source: Arc::new(source),
     })
 }

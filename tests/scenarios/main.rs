@@ -3,3 +3,4 @@
 mod partition;
 mod divergence;
 mod reconnect;
+mod restore;

@@ -4,22 +4,25 @@
 -- Single values: origin, incarnation, clock, central_time, views, suspended.
 CREATE TABLE meta (key TEXT NOT NULL UNIQUE, value BLOB NOT NULL) STRICT;
 
--- One row per replicated document. `heads` are the sorted hashes, 32 bytes each.
+-- One row per replicated document. `heads` are the sorted hashes, 32 bytes each; `sum` is the sum of the changes'
+-- hashes modulo 2^128.
 CREATE TABLE documents (
     doc INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE, kind INTEGER NOT NULL, heads BLOB NOT NULL,
-    changes INTEGER NOT NULL DEFAULT 0, modified_at INTEGER NOT NULL DEFAULT 0, modified_by TEXT NOT NULL DEFAULT ''
+    changes INTEGER NOT NULL DEFAULT 0, sum BLOB NOT NULL DEFAULT (zeroblob(16)), modified_at INTEGER NOT NULL DEFAULT 0, modified_by TEXT NOT NULL DEFAULT ''
 ) STRICT;
 -- State of a document up to and including change `upto`.
 CREATE TABLE snapshots (doc INTEGER PRIMARY KEY, upto INTEGER NOT NULL, bytes BLOB NOT NULL) STRICT;
 -- Every change but the genesis, in the order of arrival. `bytes` is absent once a snapshot covers it.
--- `source` is the peer that delivered it, absent for our own.
+-- `source` is the peer that delivered it, absent for our own. `seal` is what central put beside it, at a site.
 CREATE TABLE changes (
-    change INTEGER PRIMARY KEY, doc INTEGER NOT NULL, hash BLOB NOT NULL UNIQUE, source TEXT, bytes BLOB
+    change INTEGER PRIMARY KEY, doc INTEGER NOT NULL, hash BLOB NOT NULL UNIQUE, source TEXT, bytes BLOB,
+    seal BLOB
 ) STRICT;
 CREATE INDEX changes_by_document ON changes (doc, change);
 -- Changes whose dependencies have not arrived. Never evicted.
 CREATE TABLE parked (
-    id BLOB NOT NULL, kind INTEGER NOT NULL, hash BLOB NOT NULL UNIQUE, source TEXT NOT NULL, bytes BLOB NOT NULL
+    id BLOB NOT NULL, kind INTEGER NOT NULL, hash BLOB NOT NULL UNIQUE, source TEXT NOT NULL, bytes BLOB NOT NULL,
+    seal BLOB
 ) STRICT;
 CREATE INDEX parked_by_document ON parked (id);
 -- Bytes of a peer that did not pass ingress.
@@ -28,9 +31,10 @@ CREATE TABLE quarantine (
     reason TEXT NOT NULL, bytes BLOB NOT NULL
 ) STRICT;
 
+-- `copied`: the fact was recorded again in a later life, because the peer has another entry of that number.
 CREATE TABLE journal (
     entry INTEGER PRIMARY KEY, stream TEXT NOT NULL, incarnation BLOB NOT NULL, seq INTEGER NOT NULL,
-    hash BLOB NOT NULL, bytes BLOB NOT NULL, UNIQUE (stream, incarnation, seq)
+    hash BLOB NOT NULL, bytes BLOB NOT NULL, copied INTEGER NOT NULL DEFAULT 0, UNIQUE (stream, incarnation, seq)
 ) STRICT;
 
 -- What a peer is told, in order. Exactly one of `change` and `entry` is present. `changes` and `sum` are
@@ -39,11 +43,16 @@ CREATE TABLE log (
     item INTEGER PRIMARY KEY, peer TEXT NOT NULL, position INTEGER NOT NULL, change INTEGER, entry INTEGER,
     rolling BLOB NOT NULL, changes INTEGER NOT NULL, sum BLOB NOT NULL, UNIQUE (peer, position)
 ) STRICT;
+CREATE INDEX log_by_change ON log (change, peer) WHERE change IS NOT NULL;
+CREATE INDEX log_by_entry ON log (entry, peer) WHERE entry IS NOT NULL;
+-- `life` is the life of the peer's database that the positions are counted in. `anew`: the logs begin anew and both
+-- sides have not yet found out what each lacks. `common_entry`: up to this entry of our journal the peer has all.
+-- `settled`: before this position of our log the peer may lack what both found out.
 CREATE TABLE peers (
     peer TEXT NOT NULL UNIQUE,
     pulled INTEGER NOT NULL DEFAULT 0, pulled_rolling BLOB NOT NULL DEFAULT (zeroblob(16)),
-    received INTEGER NOT NULL DEFAULT 0, received_sum BLOB NOT NULL DEFAULT (zeroblob(16)),
-    acknowledged INTEGER NOT NULL DEFAULT 0,
+    acknowledged INTEGER NOT NULL DEFAULT 0, seal BLOB, life BLOB, anew INTEGER NOT NULL DEFAULT 0,
+    common_entry INTEGER NOT NULL DEFAULT 0, settled INTEGER NOT NULL DEFAULT 0,
     heard_at INTEGER, clock INTEGER, telemetry BLOB, refused TEXT,
     agrees INTEGER, compared_at INTEGER
 ) STRICT;

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use super::reconcile::Element;
 use crate::{
     id::{Incarnation, Origin, SiteId},
     time::Timestamp,
-    wire::{Cursor, Fingerprint, Telemetry},
+    wire::{Cursor, Fingerprint, Holdings, Seal, Telemetry},
 };
 
 /// A connection, numbered by whoever owns the transport; a number is never used again.
@@ -39,6 +40,27 @@ pub struct Standing {
     pub fingerprint: Fingerprint,
     /// Central: whether the site's fingerprint is right; absent if that cannot be said.
     pub agrees: Option<bool>,
+    /// A site: life of central's database that the positions speak of, once both have a common log.
+    pub central: Option<Incarnation>,
+    /// A site: what central put beside `pulled`.
+    pub seal: Option<Seal>,
+    /// Central: how the session goes on. A site: [`Greeting::Continue`].
+    pub greeting: Greeting,
+}
+
+/// How central answers a greeting.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Greeting {
+    /// Both logs go on where they were.
+    Continue,
+    /// One of both lives in another database than before: both logs begin anew, after both have found
+    /// out what each lacks.
+    Join,
+    /// The site's positions are not in our log, for this reason; the site must begin another life.
+    Forked(String),
+    /// The site has more of our log than we have ourselves, and proves it: we went back in time. Our
+    /// replica has begun another life, which ends every session.
+    Restored(String),
 }
 
 /// One thing that happened.
@@ -110,6 +132,8 @@ pub enum Input {
         from: u64,
         /// Encoded items in order; none if the log ends before `from`.
         items: Vec<Vec<u8>>,
+        /// At central: what it knows its log again by at the last of them.
+        seal: Option<Seal>,
     },
     /// Answer to [`super::Output::Ingest`]: committed.
     Ingested {
@@ -124,6 +148,29 @@ pub enum Input {
         connection: Connection,
         /// Why, for people.
         reason: String,
+    },
+    /// Answer to [`super::Output::Elements`].
+    Elements {
+        /// The connection of the question.
+        connection: Connection,
+        /// One per document that is held and that the peer should hold.
+        elements: Vec<Element>,
+    },
+    /// Answer to [`super::Output::Hold`].
+    Held {
+        /// The connection of the question.
+        connection: Connection,
+        /// What is held.
+        holdings: Holdings,
+    },
+    /// Answer to [`super::Output::Join`]: committed.
+    Joined {
+        /// The connection of the question.
+        connection: Connection,
+        /// Last position of our new log for the peer.
+        end: u64,
+        /// Central: what it holds of the documents that the site named.
+        holdings: Holdings,
     },
     /// Answer to [`super::Output::TakeFingerprint`].
     Fingerprinted {

@@ -1,25 +1,25 @@
 //! The replication session as a state machine without I/O.
 //!
 //! `input` is what may happen to it, `output` what it wants done, `session` one connection with its two
-//! logs, `backoff` the wait before the next dial, `blobs` the queue of wanted content. Whoever owns a
+//! logs, `reconcile` how two replicas find out in which documents they differ, `backoff` the wait before the next dial, `blobs` the queue of wanted content. Whoever owns a
 //! socket or a simulated wire runs the same loop: hand in an [`Input`], take [`Output`]s until there is
 //! none, wait for the next input or [`Engine::poll_timeout`].
 //!
 //! No clock, no randomness, no store in here: what the replica holds is asked for by an output and
-//! answered by an input. The same inputs give the same outputs byte for byte. Deliberately absent so far:
-//! reconciliation after a fork and changes of scope; a difference is detected and reported.
+//! answered by an input. The same inputs give the same outputs byte for byte.
 
 pub mod input;
 pub mod output;
 pub mod blobs;
+pub mod reconcile;
 mod backoff;
 mod session;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-pub use input::{Connection, Input, Moment, Standing};
-pub use output::{CloseCode, Output};
+pub use input::{Connection, Greeting, Input, Moment, Standing};
+pub use output::{Claim, CloseCode, Output};
 
 use crate::{
     id::{Origin, SiteId},
@@ -125,13 +125,30 @@ impl Engine {
             }
             Input::Telemetry(telemetry) => self.telemetry = telemetry,
             Input::Opened { connection, standing } => {
+                if let Greeting::Restored(reason) = &standing.greeting {
+                    // Our logs have begun anew: what the other sessions count is of another life.
+                    for (other, session) in &mut self.sessions {
+                        if *other != connection {
+                            session.close(CloseCode::Fork, reason, &mut self.outputs);
+                        }
+                    }
+                }
                 self.with(connection, |session, outputs| session.handle_opened(now, &standing, outputs));
             }
             Input::Located { connection, cursor } => {
                 self.with(connection, |session, outputs| session.handle_located(now, cursor, outputs));
             }
-            Input::Read { connection, from, items } => {
-                self.with(connection, |session, outputs| session.handle_read(from, items, outputs));
+            Input::Read { connection, from, items, seal } => {
+                self.with(connection, |session, outputs| session.handle_read(from, items, seal, outputs));
+            }
+            Input::Elements { connection, elements } => {
+                self.with(connection, |session, outputs| session.handle_elements(now, &elements, outputs));
+            }
+            Input::Held { connection, holdings } => {
+                self.with(connection, |session, outputs| session.handle_held(holdings, outputs));
+            }
+            Input::Joined { connection, end, holdings } => {
+                self.with(connection, |session, outputs| session.handle_joined(now, end, holdings, outputs));
             }
             Input::Ingested { connection, cursor } => {
                 self.with(connection, |session, outputs| session.handle_ingested(now, cursor, outputs));

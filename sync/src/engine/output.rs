@@ -2,10 +2,27 @@
 
 use super::Connection;
 use crate::{
-    id::Origin,
+    id::{DocumentId, Incarnation, Origin},
     time::Timestamp,
-    wire::{Fingerprint, Telemetry, message::refuse},
+    wire::{Cursor, Fingerprint, Holdings, Seal, Telemetry, message::refuse},
 };
+
+/// What a site says of itself in its greeting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Claim {
+    /// Life of its database.
+    pub incarnation: Incarnation,
+    /// Life of our database that its positions speak of.
+    pub central: Option<Incarnation>,
+    /// What it has of our log.
+    pub pulled: Cursor,
+    /// What we put beside that.
+    pub seal: Option<Seal>,
+    /// What it knows us to have of its log.
+    pub pushed: u64,
+    /// What it holds.
+    pub fingerprint: Fingerprint,
+}
 
 /// Why a connection is closed, as the QUIC application error code.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -71,9 +88,8 @@ pub enum Output {
         connection: Connection,
         /// The peer.
         peer: Origin,
-        /// At central: what the site says it has of our log, what it thinks we have of its log, and what
-        /// it holds.
-        claim: Option<(u64, u64, Fingerprint)>,
+        /// At central: what the site says of itself.
+        claim: Option<Claim>,
     },
     /// Replica: our log for `peer` at `position`? Answer with `Located`.
     Locate {
@@ -106,6 +122,58 @@ pub enum Output {
         from: u64,
         /// Encoded items in order.
         items: Vec<Vec<u8>>,
+        /// At a site: what central put beside the last of them.
+        seal: Option<Seal>,
+    },
+    /// Replica of a site: central greets from this life of its database and both logs begin with what is
+    /// in them. No answer.
+    Settle {
+        /// Central.
+        peer: Origin,
+        /// Life of its database.
+        life: Incarnation,
+    },
+    /// Replica: what is held that the peer should hold? A site whose log speaks of another life of central
+    /// than `life` begins it anew first. Answer with `Elements`.
+    Elements {
+        /// For the answer.
+        connection: Connection,
+        /// The peer.
+        peer: Origin,
+        /// At a site: life of central's database.
+        life: Option<Incarnation>,
+    },
+    /// Replica of a site: what is held of these documents, and of the journals? Answer with `Held`.
+    Hold {
+        /// For the answer.
+        connection: Connection,
+        /// The peer.
+        peer: Origin,
+        /// The documents in which both differ.
+        documents: Vec<DocumentId>,
+    },
+    /// Replica: put into our log for the peer what it lacks, and keep that both have a common log from
+    /// here on. Answer with `Joined`.
+    Join {
+        /// For the answer.
+        connection: Connection,
+        /// The peer.
+        peer: Origin,
+        /// Life of the peer's database.
+        life: Incarnation,
+        /// What the peer holds.
+        holdings: Holdings,
+    },
+    /// Replica of a site: its positions are not in central's log, or central's not in its own, or both hold
+    /// something else: begin the logs anew. No answer; the session ends.
+    Forked {
+        /// The peer.
+        peer: Origin,
+        /// Why, for people.
+        reason: String,
+        /// Whether the database went back in time, so that another life of it begins and no order is
+        /// followed until somebody confirms.
+        life_ends: bool,
     },
     /// Replica: the peer has everything of our log up to here. No answer.
     Acknowledged {

@@ -1,13 +1,21 @@
 //! One connection: greeting, then one log in each direction, each acknowledged after it is committed.
+//!
+//! Positions in a log mean something only between the two lives of the databases that they were counted in.
+//! Where one side lives in another database than before, or both hold something else at the same positions,
+//! both *join*: they find out in which documents they differ, say what they hold of them, and begin both
+//! logs anew with what the other lacks.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use super::{CloseCode, Connection, Moment, Output, Standing};
+use super::{
+    Claim, CloseCode, Connection, Greeting, Moment, Output, Standing,
+    reconcile::{Comparison, Element, MAX_MESSAGE},
+};
 use crate::{
-    id::{Origin, SiteId},
+    id::{DocumentId, Incarnation, Origin, SiteId},
     time::Timestamp,
-    wire::{self, Cursor, Fingerprint, Message, Telemetry, message::refuse, version},
+    wire::{self, Cursor, Fingerprint, Holdings, Message, Seal, Telemetry, message::refuse, version},
 };
 
 /// Bytes of our log that may be under way without an acknowledgement.
@@ -15,6 +23,15 @@ const WINDOW: usize = 1 << 20;
 
 /// Bytes of log items read and sent at once; with its frame it stays below [`wire::MAX_FRAME`].
 const BATCH: usize = 128 << 10;
+
+/// Bytes of a reconciliation in one frame.
+const PART: usize = 128 << 10;
+
+/// Documents, journal heads and entries in one frame that says what is held.
+const PART_ITEMS: usize = 1_000;
+
+/// How many of them are taken in all.
+const MAX_HOLDINGS: usize = 4 << 20;
 
 /// How long nothing must move before both sides compare what they hold.
 const QUIET: Duration = Duration::from_millis(500);
@@ -33,10 +50,21 @@ enum Phase {
     Greeting,
     /// A site checks where central says that it stands in our log.
     Locating { theirs: Cursor },
+    /// Both find out what each lacks, and begin their logs anew.
+    Joining,
     /// Both have greeted.
     Up,
     /// We asked the transport to end it.
     Closing,
+}
+
+/// What is put together while both join.
+#[derive(Debug, Default)]
+struct Joining {
+    comparison: Option<Comparison>,
+    /// Parts of the message that is arriving.
+    message: Vec<u8>,
+    holdings: Holdings,
 }
 
 #[derive(Debug)]
@@ -69,7 +97,15 @@ pub(super) struct Session {
     heartbeat_at: Duration,
     compare_at: Option<Duration>,
     agreed_at_hello: Option<bool>,
-    claimed: Option<(u64, wire::Rolling)>,
+    /// A site: life of central that its positions speak of. Central: what the site greeted with.
+    known: Option<Incarnation>,
+    claimed: Option<Claim>,
+    /// Life of the peer's database, and of ours.
+    life: Option<Incarnation>,
+    own_life: Incarnation,
+    joining: Joining,
+    /// Both have joined in this session: doing so again would not help.
+    joined: bool,
     peer_clock: Option<Timestamp>,
 }
 
@@ -120,7 +156,12 @@ impl Session {
             heartbeat_at: now.elapsed + heartbeat,
             compare_at: None,
             agreed_at_hello: None,
+            known: None,
             claimed: None,
+            life: None,
+            own_life: Incarnation([0; 16]),
+            joining: Joining::default(),
+            joined: false,
             peer_clock: None,
         }
     }
@@ -150,7 +191,7 @@ impl Session {
     pub(super) fn timeout(&self) -> Duration {
         match self.phase {
             Phase::Closing => Duration::MAX,
-            Phase::Opening | Phase::Greeting | Phase::Locating { .. } => self.deadline,
+            Phase::Opening | Phase::Greeting | Phase::Locating { .. } | Phase::Joining => self.deadline,
             Phase::Up => {
                 let beat = if self.beats() { self.heartbeat_at } else { self.deadline };
                 let next = self.deadline.min(beat);
@@ -209,8 +250,9 @@ impl Session {
         self.phase = Phase::Greeting;
         self.sent = pushed.position;
         self.acknowledged = pushed.position;
-        self.claimed = Some((pushed.position, pushed.rolling));
-        self.may_send = true;
+        self.known = standing.central;
+        // Without a common log central may want to begin another one.
+        self.may_send = standing.central.is_some();
         let hello = Message::Hello {
             versions: version::OURS,
             site: self.site,
@@ -220,39 +262,64 @@ impl Session {
             pushed,
             fingerprint: standing.fingerprint,
             clock: now.wall,
+            central: standing.central,
+            seal: standing.seal,
         };
         self.send(&hello, outputs);
         self.pump(outputs);
     }
 
     fn answer_greeting(&mut self, now: Moment, standing: &Standing, outputs: &mut VecDeque<Output>) {
-        let Some((position, rolling)) = self.claimed else { return };
-        if standing.pushed != Some(Cursor { position, rolling }) {
-            let reason = format!(
-                "the site has {position} items of central's log, which are not the ones that central sent; \
-                 central or the site was restored from a backup"
-            );
-            self.refuse(refuse::FORK, CloseCode::Fork, &reason, outputs);
-            return;
+        let Some(claim) = self.claimed else { return };
+        self.own_life = standing.incarnation;
+        match &standing.greeting {
+            Greeting::Forked(reason) => self.refuse(refuse::FORK, CloseCode::Fork, reason, outputs),
+            // The engine ends every session for this reason.
+            Greeting::Restored(reason) => self.refuse(refuse::REPLICA, CloseCode::Fork, reason, outputs),
+            Greeting::Join => {
+                self.phase = Phase::Joining;
+                self.early.clear();
+                outputs.push_back(Output::Elements {
+                    connection: self.connection,
+                    peer: self.peer,
+                    life: None,
+                });
+            }
+            Greeting::Continue => {
+                let position = claim.pulled.position;
+                self.sent = position;
+                self.acknowledged = position;
+                self.may_send = true;
+                self.accept_greeting(now, standing.pulled, standing.agrees, false, outputs);
+                self.rise(now, outputs);
+                if let Some(agrees) = standing.agrees {
+                    outputs.push_back(Output::Agreement { peer: self.peer, agrees, pulled: position });
+                }
+                for (from, items) in std::mem::take(&mut self.early) {
+                    self.handle_log(from, items, None, outputs);
+                }
+                self.pump(outputs);
+            }
         }
-        self.sent = position;
-        self.acknowledged = position;
-        self.may_send = true;
+    }
+
+    fn accept_greeting(
+        &mut self,
+        now: Moment,
+        pulled: Cursor,
+        agrees: Option<bool>,
+        join: bool,
+        outputs: &mut VecDeque<Output>,
+    ) {
         let ok = Message::HelloOk {
             version: version::OURS.newest,
-            pulled: standing.pulled,
-            agrees: standing.agrees,
+            pulled,
+            agrees,
             clock: now.wall,
+            incarnation: self.own_life,
+            join,
         };
         self.send(&ok, outputs);
-        self.rise(now, outputs);
-        if let Some(agrees) = standing.agrees {
-            outputs.push_back(Output::Agreement { peer: self.peer, agrees, pulled: position });
-        }
-        for (from, items) in std::mem::take(&mut self.early) {
-            self.handle_log(from, items, outputs);
-        }
-        self.pump(outputs);
     }
 
     pub(super) fn handle_message(&mut self, now: Moment, message: Message, outputs: &mut VecDeque<Output>) {
@@ -262,7 +329,18 @@ impl Session {
             (
                 Phase::Greeting,
                 Origin::Site(_),
-                Message::Hello { versions, site, pulled, pushed, fingerprint, clock, .. },
+                Message::Hello {
+                    versions,
+                    site,
+                    incarnation,
+                    pulled,
+                    pushed,
+                    fingerprint,
+                    clock,
+                    central,
+                    seal,
+                    ..
+                },
             ) if self.claimed.is_none() => {
                 self.peer_clock = Some(clock);
                 if site != self.site {
@@ -274,20 +352,42 @@ impl Session {
                         format!("the site speaks {versions} of the protocol, central {}", version::OURS);
                     self.refuse(refuse::VERSION, CloseCode::Version, &reason, outputs);
                 } else {
-                    self.claimed = Some((pulled.position, pulled.rolling));
+                    let pushed = pushed.position;
+                    let claim = Claim { incarnation, central, pulled, seal, pushed, fingerprint };
+                    self.life = Some(incarnation);
+                    self.claimed = Some(claim);
                     outputs.push_back(Output::Open {
                         connection: self.connection,
                         peer: self.peer,
-                        claim: Some((pulled.position, pushed.position, fingerprint)),
+                        claim: Some(claim),
                     });
                 }
             }
-            (Phase::Greeting, Origin::Central, Message::HelloOk { version, pulled, agrees, clock }) => {
+            (
+                Phase::Greeting,
+                Origin::Central,
+                Message::HelloOk { version, pulled, agrees, clock, incarnation, join },
+            ) => {
                 self.peer_clock = Some(clock);
                 if version::OURS.common(version::Versions { oldest: version, newest: version }).is_none() {
                     let reason = format!("central speaks version {version}, this site {}", version::OURS);
                     self.close(CloseCode::Version, &reason, outputs);
                     return;
+                }
+                self.life = Some(incarnation);
+                if join || self.known.is_some_and(|known| known != incarnation) {
+                    self.phase = Phase::Joining;
+                    self.may_send = false;
+                    outputs.push_back(Output::Elements {
+                        connection: self.connection,
+                        peer: self.peer,
+                        life: self.life,
+                    });
+                    return;
+                }
+                if self.known.is_none() {
+                    outputs.push_back(Output::Settle { peer: self.peer, life: incarnation });
+                    self.may_send = true;
                 }
                 self.agreed_at_hello = agrees;
                 self.phase = Phase::Locating { theirs: pulled };
@@ -297,16 +397,29 @@ impl Session {
                     position: pulled.position,
                 });
             }
+            (Phase::Joining, _, Message::Differences { bytes, last }) => {
+                self.handle_differences(&bytes, last, outputs);
+            }
+            (Phase::Joining, _, Message::Holdings { part, last }) => {
+                self.handle_holdings(part, last, outputs);
+            }
+            // What the site sent before it heard that the logs begin anew.
+            (Phase::Joining, Origin::Site(_), Message::Log { .. } | Message::Ack { .. }) => {}
             (_, _, Message::Refuse { code, reason }) => {
+                if code == refuse::FORK {
+                    self.fork(true, &reason, outputs);
+                }
                 outputs.push_back(Output::Refused { peer: self.peer, code, reason: reason.clone() });
                 self.close(CloseCode::Done, &reason, outputs);
             }
             // Central's items may arrive while the site still checks the greeting.
-            (Phase::Up | Phase::Locating { .. }, _, Message::Log { from, items }) => {
-                self.handle_log(from, items, outputs);
+            (Phase::Up | Phase::Locating { .. }, _, Message::Log { from, items, seal }) => {
+                self.handle_log(from, items, seal, outputs);
             }
             // The site sends at once; central's replica is still being asked where it stands.
-            (Phase::Greeting, Origin::Site(_), Message::Log { from, items }) if self.claimed.is_some() => {
+            (Phase::Greeting, Origin::Site(_), Message::Log { from, items, .. })
+                if self.claimed.is_some() =>
+            {
                 self.early_bytes += items.iter().map(|item| item.len()).sum::<usize>();
                 if self.early_bytes > WINDOW + BATCH {
                     self.close(CloseCode::Protocol, "the site sends more than the window allows", outputs);
@@ -355,15 +468,19 @@ impl Session {
         if ours != Some(theirs) || theirs.position < self.acknowledged {
             let reason = format!(
                 "central has {} items of this site's log, which are not the ones that were sent; \
-                 the site or central was restored from a backup",
+                 the site's database went back in time",
                 theirs.position
             );
+            self.fork(true, &reason, outputs);
             self.refuse(refuse::FORK, CloseCode::Fork, &reason, outputs);
             return;
         }
         self.rise(now, outputs);
         if let Some(agrees) = self.agreed_at_hello {
             outputs.push_back(Output::Agreement { peer: self.peer, agrees, pulled: self.committed });
+            if !agrees && self.differ(outputs) {
+                return;
+            }
         }
         if theirs.position > self.acknowledged {
             // The last acknowledgement was lost with the connection; this is it.
@@ -375,6 +492,158 @@ impl Session {
             Some(true) => now.elapsed + COMPARE_INTERVAL,
             Some(false) | None => now.elapsed + QUIET,
         });
+    }
+
+    /// A site's database lived another life than central thinks, or holds something else.
+    fn fork(&self, life_ends: bool, reason: &str, outputs: &mut VecDeque<Output>) {
+        if self.peer == Origin::Central {
+            outputs.push_back(Output::Forked { peer: self.peer, reason: reason.to_string(), life_ends });
+        }
+    }
+
+    /// Both hold something else at the same positions: a site joins anew, once per session.
+    fn differ(&mut self, outputs: &mut VecDeque<Output>) -> bool {
+        if self.joined {
+            return false;
+        }
+        let reason = "central and this site hold something else; both find out what each lacks";
+        self.fork(false, reason, outputs);
+        self.close(CloseCode::Fork, reason, outputs);
+        true
+    }
+
+    pub(super) fn handle_elements(
+        &mut self,
+        now: Moment,
+        elements: &[Element],
+        outputs: &mut VecDeque<Output>,
+    ) {
+        if self.phase != Phase::Joining {
+            return;
+        }
+        self.deadline = now.elapsed + self.silence_max;
+        let mut comparison = match Comparison::new(elements) {
+            Ok(comparison) => comparison,
+            Err(reason) => return self.close(CloseCode::Replica, &reason, outputs),
+        };
+        match self.peer {
+            Origin::Central => {
+                // Whatever is in our log for central now is in the new one.
+                self.end = 0;
+                match comparison.ask() {
+                    Ok(question) => self.send_differences(&question, outputs),
+                    Err(reason) => return self.close(CloseCode::Replica, &reason, outputs),
+                }
+            }
+            Origin::Site(_) => self.accept_greeting(now, Cursor::default(), None, true, outputs),
+        }
+        self.joining.comparison = Some(comparison);
+    }
+
+    fn handle_differences(&mut self, bytes: &[u8], last: bool, outputs: &mut VecDeque<Output>) {
+        if self.joining.message.len() + bytes.len() > MAX_MESSAGE {
+            let reason = format!("a message of the reconciliation is longer than {MAX_MESSAGE} bytes");
+            return self.close(CloseCode::Protocol, &reason, outputs);
+        }
+        self.joining.message.extend_from_slice(bytes);
+        if !last {
+            return;
+        }
+        let message = std::mem::take(&mut self.joining.message);
+        let Some(comparison) = &mut self.joining.comparison else {
+            return self.close(CloseCode::Protocol, "differences are told before they were asked", outputs);
+        };
+        let next = match self.peer {
+            Origin::Central => comparison.learn(&message),
+            Origin::Site(_) => comparison.answer(&message).map(Some),
+        };
+        match next {
+            Ok(Some(bytes)) => self.send_differences(&bytes, outputs),
+            Ok(None) => {
+                let comparison = self.joining.comparison.take();
+                let documents: Vec<DocumentId> =
+                    comparison.map(Comparison::into_differing).unwrap_or_default();
+                outputs.push_back(Output::Hold { connection: self.connection, peer: self.peer, documents });
+            }
+            Err(reason) => self.close(CloseCode::Protocol, &reason, outputs),
+        }
+    }
+
+    fn send_differences(&mut self, message: &[u8], outputs: &mut VecDeque<Output>) {
+        let mut parts = message.chunks(PART).peekable();
+        while let Some(part) = parts.next() {
+            let last = parts.peek().is_none();
+            self.send(&Message::Differences { bytes: part.to_vec(), last }, outputs);
+        }
+    }
+
+    /// A site tells what it holds of the documents in which both differ.
+    pub(super) fn handle_held(&mut self, holdings: Holdings, outputs: &mut VecDeque<Output>) {
+        if self.phase == Phase::Joining {
+            self.send_holdings(holdings, outputs);
+        }
+    }
+
+    fn send_holdings(&mut self, mut rest: Holdings, outputs: &mut VecDeque<Output>) {
+        fn cut<T>(from: &mut Vec<T>) -> Vec<T> {
+            let rest = from.split_off(from.len().min(PART_ITEMS));
+            std::mem::replace(from, rest)
+        }
+        loop {
+            let part = Holdings {
+                documents: cut(&mut rest.documents),
+                streams: cut(&mut rest.streams),
+                entries: cut(&mut rest.entries),
+            };
+            let last = rest == Holdings::default();
+            self.send(&Message::Holdings { part, last }, outputs);
+            if last {
+                return;
+            }
+        }
+    }
+
+    fn handle_holdings(&mut self, part: Holdings, last: bool, outputs: &mut VecDeque<Output>) {
+        let all = &mut self.joining.holdings;
+        all.documents.extend(part.documents);
+        all.streams.extend(part.streams);
+        all.entries.extend(part.entries);
+        if all.documents.len() + all.streams.len() + all.entries.len() > MAX_HOLDINGS {
+            let reason = format!("the peer holds more than {MAX_HOLDINGS} things");
+            return self.close(CloseCode::Protocol, &reason, outputs);
+        }
+        let (true, Some(life)) = (last, self.life) else { return };
+        self.joining.comparison = None;
+        outputs.push_back(Output::Join {
+            connection: self.connection,
+            peer: self.peer,
+            life,
+            holdings: std::mem::take(&mut self.joining.holdings),
+        });
+    }
+
+    /// Both logs begin with what the other lacks.
+    pub(super) fn handle_joined(
+        &mut self,
+        now: Moment,
+        end: u64,
+        holdings: Holdings,
+        outputs: &mut VecDeque<Output>,
+    ) {
+        if self.phase != Phase::Joining {
+            return;
+        }
+        (self.received, self.committed, self.sent, self.acknowledged) = (0, 0, 0, 0);
+        self.under_way.clear();
+        self.end = self.end.max(end);
+        self.may_send = true;
+        self.joined = true;
+        if let Origin::Site(_) = self.peer {
+            self.send_holdings(holdings, outputs);
+        }
+        self.rise(now, outputs);
+        self.touch(now);
+        self.pump(outputs);
     }
 
     fn rise(&mut self, now: Moment, outputs: &mut VecDeque<Output>) {
@@ -406,9 +675,15 @@ impl Session {
         }
     }
 
-    pub(super) fn handle_read(&mut self, from: u64, items: Vec<Vec<u8>>, outputs: &mut VecDeque<Output>) {
+    pub(super) fn handle_read(
+        &mut self,
+        from: u64,
+        items: Vec<Vec<u8>>,
+        seal: Option<Seal>,
+        outputs: &mut VecDeque<Output>,
+    ) {
         self.reading = false;
-        if self.phase == Phase::Closing {
+        if let Phase::Closing | Phase::Joining = self.phase {
             return;
         }
         // A read that was under way when the greeting moved the position is asked again.
@@ -417,7 +692,7 @@ impl Session {
             self.sent = from + items.len() as u64 - 1;
             self.under_way.push_back((self.sent, bytes));
             let items = items.into_iter().map(Into::into).collect();
-            self.send(&Message::Log { from, items }, outputs);
+            self.send(&Message::Log { from, items, seal }, outputs);
         }
         self.pump(outputs);
     }
@@ -426,6 +701,7 @@ impl Session {
         &mut self,
         from: u64,
         items: Vec<minicbor::bytes::ByteVec>,
+        seal: Option<Seal>,
         outputs: &mut VecDeque<Output>,
     ) {
         if from == 0 || from > self.received + 1 {
@@ -447,6 +723,7 @@ impl Session {
             peer: self.peer,
             from,
             items: fresh,
+            seal,
         });
     }
 
@@ -530,6 +807,9 @@ impl Session {
         let wait = match agrees {
             Some(agrees) => {
                 outputs.push_back(Output::Agreement { peer: self.peer, agrees, pulled });
+                if !agrees && self.differ(outputs) {
+                    return;
+                }
                 COMPARE_INTERVAL
             }
             // Central's log had grown meanwhile: what follows will ask again, and if not, so do we.
@@ -572,6 +852,8 @@ fn name_of(message: &Message) -> &'static str {
         Message::Compare { .. } => "a comparison",
         Message::Compared { .. } => "an answer to a comparison",
         Message::Heartbeat { .. } => "a heartbeat",
+        Message::Differences { .. } => "a part of a reconciliation",
+        Message::Holdings { .. } => "a part of what is held",
     }
 }
 
@@ -580,6 +862,7 @@ fn phase_name(phase: Phase) -> &'static str {
         Phase::Opening => "opening",
         Phase::Greeting => "greeting",
         Phase::Locating { .. } => "locating",
+        Phase::Joining => "joining",
         Phase::Up => "up",
         Phase::Closing => "closing",
     }

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::{
     blob::Digest,
-    id::{DocumentId, MacAddr, NodeId, ReportId, SiteId, TaskId, WorkflowId},
+    id::{DocumentId, Incarnation, MacAddr, NodeId, ReportId, SiteId, TaskId, WorkflowId},
     time::Timestamp,
 };
 
@@ -285,5 +285,38 @@ pub enum Event {
         /// Position of the site's log that central had.
         #[n(2)]
         pushed: u64,
+    },
+    /// Another life of a database began: it was restored, copied, or went back in time.
+    #[n(21)]
+    LifeBegun {
+        /// The new life.
+        #[n(0)]
+        incarnation: Incarnation,
+        /// What showed it.
+        #[n(1)]
+        reason: String,
+    },
+    /// Orders are followed, or given, again.
+    #[n(22)]
+    OrdersResumed {
+        /// The life in which they are.
+        #[n(0)]
+        incarnation: Incarnation,
+    },
+    /// Central and a site found out what each lacks and began their logs anew.
+    #[n(23)]
+    ReplicaJoined {
+        /// The site.
+        #[n(0)]
+        site: SiteId,
+        /// Documents in which both differed.
+        #[n(1)]
+        documents: u64,
+        /// Changes that the writer of this entry put into its log for the other.
+        #[n(2)]
+        changes: u64,
+        /// Journal entries likewise.
+        #[n(3)]
+        entries: u64,
     },
 }

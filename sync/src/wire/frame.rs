@@ -71,7 +71,7 @@ mod tests {
     use crate::{
         id::{Incarnation, SiteId},
         time::Timestamp,
-        wire::{Cursor, Fingerprint, Rolling, version},
+        wire::{Cursor, Fingerprint, Rolling, Seal, version},
     };
 
     fn hello() -> Message {
@@ -84,14 +84,16 @@ mod tests {
             pushed: Cursor { position: 90_000, rolling: Rolling([4; 16]) },
             fingerprint: Fingerprint { changes: 123_456, sum: u128::MAX, heads: Some(1) },
             clock: Timestamp(1_795_000_000_000),
+            central: Some(Incarnation([5; 16])),
+            seal: Some(Seal([6; 16])),
         }
     }
 
     #[test]
-    fn h5_the_first_words_of_a_reconnect_fit_150_bytes() {
+    fn h5_the_first_words_of_a_reconnect_fit_256_bytes() {
         let bytes = encode(&hello());
         assert_eq!(decode(&bytes), Ok(hello()));
-        expect_test::expect!["145"].assert_eq(&bytes.len().to_string());
+        expect_test::expect!["181"].assert_eq(&bytes.len().to_string());
     }
 
     #[test]

@@ -30,6 +30,11 @@ impl std::fmt::Debug for Rolling {
     }
 }
 
+/// A mark that only central can make, by a key that never leaves it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(transparent)]
+pub struct Seal(#[cbor(with = "minicbor::bytes")] pub [u8; 16]);
+
 /// A position in a log, the number of items up to and including it, with the hash over them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Encode, Decode)]
 pub struct Cursor {
@@ -144,23 +149,72 @@ pub struct Item {
     /// An encoded journal entry.
     #[cbor(n(3), with = "minicbor::bytes")]
     pub entry: Option<Vec<u8>>,
+    /// Beside a change that central told once: by it central knows the change again, whoever brings it.
+    #[n(4)]
+    pub seal: Option<Seal>,
 }
 
 impl Item {
     /// A change of a document.
     pub fn change(kind: u8, document: DocumentId, change: Vec<u8>) -> Self {
-        Item { kind: Some(kind), document: Some(document), change: Some(change), entry: None }
+        Item { kind: Some(kind), document: Some(document), change: Some(change), entry: None, seal: None }
     }
 
     /// A journal entry.
     pub fn entry(entry: Vec<u8>) -> Self {
-        Item { kind: None, document: None, change: None, entry: Some(entry) }
+        Item { kind: None, document: None, change: None, entry: Some(entry), seal: None }
     }
 
     /// The bytes that are sent and hashed.
     pub fn to_bytes(&self) -> Vec<u8> {
         minicbor::to_vec(self).expect("encoding into memory cannot fail")
     }
+}
+
+/// What one side holds of a document.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Holding {
+    /// Number of its kind; 0 where it is not held at all.
+    #[n(0)]
+    pub kind: u8,
+    /// The document.
+    #[n(1)]
+    pub document: DocumentId,
+    /// Hashes of its heads, 32 bytes each, ascending; none where it is not held.
+    #[cbor(n(2), with = "minicbor::bytes")]
+    pub heads: Vec<u8>,
+}
+
+/// The newest entry that one side holds of the other's journal stream, in one life of its writer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct StreamHead {
+    /// Life of the database that wrote it.
+    #[n(0)]
+    pub incarnation: Incarnation,
+    /// Number of the entry in that life.
+    #[n(1)]
+    pub seq: u64,
+    /// Its hash.
+    #[cbor(n(2), with = "minicbor::bytes")]
+    pub hash: [u8; 32],
+}
+
+/// What one side tells of itself so that the other can say what is lacking.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Holdings {
+    /// The documents in which both differ.
+    #[n(0)]
+    pub documents: Vec<Holding>,
+    /// What is held of the receiver's journal, by life.
+    #[n(1)]
+    pub streams: Vec<StreamHead>,
+    /// From a site: hashes of the entries of its journal that central never acknowledged. From central:
+    /// those of them that it holds.
+    #[n(2)]
+    pub entries: Vec<minicbor::bytes::ByteArray<32>>,
 }
 
 /// What a site tells of itself now and then. It is overwritten, never kept.
@@ -218,6 +272,13 @@ pub enum Message {
         /// Its clock.
         #[n(7)]
         clock: Timestamp,
+        /// Life of central's database that `pulled` and `pushed` speak of; absent while both sides have
+        /// no common log.
+        #[n(8)]
+        central: Option<Incarnation>,
+        /// What central put beside `pulled`, so that it knows its own log again.
+        #[n(9)]
+        seal: Option<Seal>,
     },
     /// Central's first words.
     #[n(1)]
@@ -234,6 +295,12 @@ pub enum Message {
         /// Central's clock.
         #[n(3)]
         clock: Timestamp,
+        /// Life of central's database.
+        #[n(4)]
+        incarnation: Incarnation,
+        /// Whether both logs begin anew, because one of both sides lives in another database than before.
+        #[n(5)]
+        join: bool,
     },
     /// The sender does not go on; the connection ends.
     #[n(2)]
@@ -254,6 +321,9 @@ pub enum Message {
         /// The items, each encoded, in order.
         #[n(1)]
         items: Vec<minicbor::bytes::ByteVec>,
+        /// From central: what it knows its log again by at the last of them.
+        #[n(2)]
+        seal: Option<Seal>,
     },
     /// Everything up to here is committed at the sender of this message.
     #[n(4)]
@@ -294,6 +364,26 @@ pub enum Message {
         /// What a site tells of itself; absent from central.
         #[n(1)]
         telemetry: Option<Telemetry>,
+    },
+    /// A part of a message of the set reconciliation, from the site a question, from central its answer.
+    #[n(8)]
+    Differences {
+        /// The next bytes of it.
+        #[cbor(n(0), with = "minicbor::bytes")]
+        bytes: Vec<u8>,
+        /// Whether the message ends here.
+        #[n(1)]
+        last: bool,
+    },
+    /// A part of what the sender holds, first from the site, then from central.
+    #[n(9)]
+    Holdings {
+        /// The next part.
+        #[n(0)]
+        part: Holdings,
+        /// Whether it ends here.
+        #[n(1)]
+        last: bool,
     },
 }
 

@@ -9,5 +9,7 @@ pub mod message;
 pub mod version;
 
 pub use frame::{FrameError, MAX_FRAME, decode, encode};
-pub use message::{Cursor, Fingerprint, Item, Message, Rolling, Telemetry};
+pub use message::{
+    Cursor, Fingerprint, Holding, Holdings, Item, Message, Rolling, Seal, StreamHead, Telemetry,
+};
 pub use version::Versions;

@@ -1,0 +1,313 @@
+//! How two replicas meet that have no common log: each says what it holds, each puts into its new log what
+//! the other lacks, and from there on the logs go on as ever.
+//!
+//! Documents are compared by their heads. The journals are compared by the newest entry that the other
+//! holds of each life; entries of a life that went on differently at the other side (a database went back
+//! in time and nobody noticed) are recorded once more in the present life, with their own time and author.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use automerge::ChangeHash;
+use rusqlite::{OptionalExtension, params};
+use sync::{
+    document::Kind,
+    engine::reconcile::{Element, element},
+    id::{DocumentId, Incarnation, Origin},
+    journal::{Event, Stream, chain},
+    wire::{Holding, Holdings, StreamHead},
+};
+
+use crate::{
+    StoreError, Tx, documents, life,
+    log::{self, Row, signed},
+};
+
+/// Journal entries beyond those that the peer acknowledged, of which a site tells the hashes.
+const MAX_ENTRIES: i64 = 100_000;
+
+impl Tx<'_> {
+    /// What is held here that `peer` should hold, one element per document. A site begins its log anew.
+    pub(crate) fn elements(
+        &mut self,
+        peer: Origin,
+        life: Option<Incarnation>,
+    ) -> Result<Vec<Element>, StoreError> {
+        if life.is_some() {
+            life::begin_logs(self.sql, peer)?;
+        }
+        let mut statement = match self.state.origin {
+            Origin::Central => self.sql.prepare_cached(
+                "SELECT id, heads FROM scope JOIN documents ON documents.doc = scope.doc
+                 WHERE peer = ?1 AND changes > 0",
+            )?,
+            Origin::Site(_) => self
+                .sql
+                .prepare_cached("SELECT id, heads FROM documents WHERE changes > 0 AND ?1 IS NOT NULL")?,
+        };
+        let rows = statement.query_map([peer.to_string()], |row| {
+            Ok(element(DocumentId(row.get(0)?), &row.get::<_, Vec<u8>>(1)?))
+        })?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
+    /// At a site: what is held of `documents`, and of the journals.
+    pub(crate) fn hold(&mut self, peer: Origin, documents: &[DocumentId]) -> Result<Holdings, StoreError> {
+        let documents = documents.iter().map(|id| self.holding(*id)).collect::<Result<_, _>>()?;
+        let mut statement = self.sql.prepare_cached(
+            "SELECT hash FROM journal WHERE stream = ?1 AND copied = 0
+                 AND entry > ifnull((SELECT common_entry FROM peers WHERE peer = ?2), 0)
+             ORDER BY entry LIMIT ?3",
+        )?;
+        let ours = our_stream(self.state.origin, peer).to_string();
+        let rows = statement
+            .query_map(params![ours, peer.to_string(), MAX_ENTRIES], |row| row.get::<_, [u8; 32]>(0))?;
+        let entries = rows.map(|hash| hash.map(Into::into)).collect::<Result<_, _>>()?;
+        Ok(Holdings {
+            documents,
+            streams: self.stream_heads(their_stream(self.state.origin, peer))?,
+            entries,
+        })
+    }
+
+    /// Puts into the log for `peer` what it lacks, and keeps that both have a common log from here on.
+    /// Central returns what it holds itself.
+    pub(crate) fn join(
+        &mut self,
+        peer: Origin,
+        life: Incarnation,
+        theirs: &Holdings,
+    ) -> Result<(u64, Holdings), StoreError> {
+        let mut ours = Holdings::default();
+        let known: BTreeSet<[u8; 32]> = theirs.entries.iter().map(|hash| **hash).collect();
+        if self.state.origin == Origin::Central {
+            for holding in &theirs.documents {
+                ours.documents.push(self.holding_for(peer, holding)?);
+            }
+            ours.streams = self.stream_heads(their_stream(self.state.origin, peer))?;
+            for hash in &known {
+                let found: Option<i64> = self
+                    .sql
+                    .prepare_cached("SELECT entry FROM journal WHERE stream = ?1 AND hash = ?2")?
+                    .query_row(params![their_stream(self.state.origin, peer).to_string(), hash], |row| {
+                        row.get(0)
+                    })
+                    .optional()?;
+                if found.is_some() {
+                    ours.entries.push((*hash).into());
+                }
+            }
+        }
+        let mut changes = 0;
+        for holding in &theirs.documents {
+            changes += self.tell_beyond(peer, holding)?;
+        }
+        let known = matches!(self.state.origin, Origin::Site(_)).then_some(&known);
+        let entries = self.tell_entries(peer, &theirs.streams, known)?;
+        let site = peer.site().or(self.state.origin.site());
+        if let Some(site) = site {
+            let documents = theirs.documents.len() as u64;
+            self.journal(Event::ReplicaJoined { site, documents, changes, entries })?;
+        }
+        let end = log::end(self.sql, peer)?;
+        self.sql
+            .prepare_cached("UPDATE peers SET life = ?2, anew = 0, settled = ?3 WHERE peer = ?1")?
+            .execute(params![peer.to_string(), life.as_bytes(), signed(end)])?;
+        Ok((end, ours))
+    }
+
+    /// The heads of one document, by what its changes say and not by what was noted of them.
+    fn holding(&mut self, id: DocumentId) -> Result<Holding, StoreError> {
+        let nothing = Holding { kind: 0, document: id, heads: vec![] };
+        let Some(doc) = self.find(id)? else { return Ok(nothing) };
+        let (number, noted): (u8, Vec<u8>) = self
+            .sql
+            .prepare_cached("SELECT kind, heads FROM documents WHERE doc = ?1")?
+            .query_row([doc], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        let Some(kind) = Kind::from_number(number) else { return Ok(nothing) };
+        let Some(heads) = self.with_document(kind, id, |document| documents::joined(&document.heads()))?
+        else {
+            return Ok(nothing);
+        };
+        if heads != noted {
+            tracing::warn!(document = %id, "the noted heads of a document were wrong and are mended");
+            self.sql
+                .prepare_cached("UPDATE documents SET heads = ?2 WHERE doc = ?1")?
+                .execute(params![doc, heads])?;
+        }
+        Ok(Holding { kind: number, document: id, heads })
+    }
+
+    /// What central tells a site of a document: all, if the site may have it or shows that it has some of it.
+    fn holding_for(&mut self, peer: Origin, theirs: &Holding) -> Result<Holding, StoreError> {
+        let nothing = Holding { kind: 0, document: theirs.document, heads: vec![] };
+        let Some(doc) = self.find(theirs.document)? else { return Ok(nothing) };
+        let shows = !theirs.heads.is_empty() && heads_of(theirs).iter().all(|head| self.has_change(head));
+        if shows || self.is_in_scope(peer, doc)? { self.holding(theirs.document) } else { Ok(nothing) }
+    }
+
+    fn has_change(&self, hash: &ChangeHash) -> bool {
+        let found = self.sql.prepare_cached("SELECT 1 FROM changes WHERE hash = ?1");
+        found.is_ok_and(|mut statement| statement.exists([hash.0]).unwrap_or(false))
+    }
+
+    fn is_in_scope(&self, peer: Origin, doc: i64) -> Result<bool, StoreError> {
+        Ok(self
+            .sql
+            .prepare_cached("SELECT 1 FROM scope WHERE peer = ?1 AND doc = ?2")?
+            .exists(params![peer.to_string(), doc])?)
+    }
+
+    /// Tells the changes of a document that are beyond what the peer holds of it.
+    fn tell_beyond(&mut self, peer: Origin, theirs: &Holding) -> Result<u64, StoreError> {
+        let Some(doc) = self.find(theirs.document)? else { return Ok(0) };
+        if self.state.origin == Origin::Central && !self.is_in_scope(peer, doc)? {
+            return Ok(0);
+        }
+        let number: u8 = self
+            .sql
+            .prepare_cached("SELECT kind FROM documents WHERE doc = ?1")?
+            .query_row([doc], |row| row.get(0))?;
+        let Some(kind) = Kind::from_number(number) else { return Ok(0) };
+        let heads = heads_of(theirs);
+        let hashes: Vec<[u8; 32]> = self
+            .with_document(kind, theirs.document, |document| {
+                document.automerge().get_changes(&heads).iter().map(|change| change.hash().0).collect()
+            })?
+            .unwrap_or_default();
+        let mut told = 0;
+        for hash in hashes {
+            // The genesis is computed everywhere and stored nowhere.
+            let change: Option<i64> = self
+                .sql
+                .prepare_cached(
+                    "SELECT change FROM changes WHERE hash = ?1 AND NOT EXISTS
+                     (SELECT 1 FROM log WHERE log.change = changes.change AND peer = ?2)",
+                )?
+                .query_row(params![hash, peer.to_string()], |row| row.get(0))
+                .optional()?;
+            if let Some(change) = change {
+                self.tell(peer, Row::Change(change))?;
+                told += 1;
+            }
+        }
+        Ok(told)
+    }
+
+    /// The newest entry of each life of a stream.
+    fn stream_heads(&self, stream: Stream) -> Result<Vec<StreamHead>, StoreError> {
+        let mut statement = self.sql.prepare_cached(
+            "SELECT incarnation, max(seq), hash FROM journal WHERE stream = ?1 GROUP BY incarnation",
+        )?;
+        let rows = statement.query_map([stream.to_string()], |row| {
+            Ok(StreamHead {
+                incarnation: Incarnation(row.get(0)?),
+                seq: row.get::<_, i64>(1)?.unsigned_abs(),
+                hash: row.get(2)?,
+            })
+        })?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
+    /// Tells the entries of our stream that the peer lacks. `known` are hashes of entries that it has
+    /// although they are beyond what it acknowledged, where that was asked.
+    fn tell_entries(
+        &mut self,
+        peer: Origin,
+        theirs: &[StreamHead],
+        known: Option<&BTreeSet<[u8; 32]>>,
+    ) -> Result<u64, StoreError> {
+        let stream = our_stream(self.state.origin, peer);
+        let theirs: BTreeMap<Incarnation, StreamHead> =
+            theirs.iter().map(|head| (head.incarnation, *head)).collect();
+        // Whether an entry is recorded once more, and the entry: what is recorded last goes last.
+        let mut lacking: Vec<(bool, i64)> = Vec::new();
+        for ours in self.stream_heads(stream)? {
+            let theirs = theirs.get(&ours.incarnation);
+            let continues = match theirs {
+                None => true,
+                Some(head) => self.has_entry(stream, head)?,
+            };
+            let mut statement = self.sql.prepare_cached(
+                "SELECT entry, hash FROM journal
+                 WHERE stream = ?1 AND incarnation = ?2 AND copied = 0 AND CASE WHEN ?3 THEN seq > ?4
+                     ELSE entry > ifnull((SELECT common_entry FROM peers WHERE peer = ?5), 0) END
+                     AND NOT EXISTS (SELECT 1 FROM log WHERE log.entry = journal.entry AND peer = ?5)
+                 ORDER BY entry",
+            )?;
+            let after = theirs.map_or(0, |head| head.seq);
+            let rows = statement.query_map(
+                params![
+                    stream.to_string(),
+                    ours.incarnation.as_bytes(),
+                    continues,
+                    signed(after),
+                    peer.to_string()
+                ],
+                |row| Ok((row.get::<_, i64>(0)?, row.get::<_, [u8; 32]>(1)?)),
+            )?;
+            for row in rows {
+                let (entry, hash) = row?;
+                if continues || !known.is_some_and(|known| known.contains(&hash)) {
+                    lacking.push((!continues, entry));
+                }
+            }
+        }
+        lacking.sort_unstable();
+        let told = lacking.len() as u64;
+        for (again, entry) in lacking {
+            let row = if again { self.record_again(stream, entry)? } else { Some(entry) };
+            if let Some(row) = row {
+                self.tell(peer, Row::Entry(row))?;
+            }
+        }
+        Ok(told)
+    }
+
+    fn has_entry(&self, stream: Stream, head: &StreamHead) -> Result<bool, StoreError> {
+        Ok(self
+            .sql
+            .prepare_cached(
+                "SELECT 1 FROM journal WHERE stream = ?1 AND incarnation = ?2 AND seq = ?3 AND hash = ?4",
+            )?
+            .exists(params![stream.to_string(), head.incarnation.as_bytes(), signed(head.seq), head.hash])?)
+    }
+
+    /// Records the fact of an entry once more, in the present life.
+    fn record_again(&mut self, stream: Stream, entry: i64) -> Result<Option<i64>, StoreError> {
+        let bytes: Vec<u8> = self
+            .sql
+            .prepare_cached("SELECT bytes FROM journal WHERE entry = ?1")?
+            .query_row([entry], |row| row.get(0))?;
+        let found = chain::decode(&bytes)?;
+        self.sql.prepare_cached("UPDATE journal SET copied = 1 WHERE entry = ?1")?.execute([entry])?;
+        // Whoever wrote it was this very program, so its event is known.
+        let Some(event) = found.event else { return Ok(None) };
+        self.append_as(stream, found.at, &found.by, found.policy_epoch, event).map(Some)
+    }
+}
+
+/// The stream that we write and `peer` reads.
+fn our_stream(us: Origin, peer: Origin) -> Stream {
+    match (us, peer) {
+        (Origin::Site(site), _) => Stream::Site(site),
+        (Origin::Central, Origin::Site(site)) => Stream::Down(site),
+        (Origin::Central, Origin::Central) => Stream::Central,
+    }
+}
+
+/// The stream that `peer` writes and we read.
+fn their_stream(us: Origin, peer: Origin) -> Stream {
+    match (us, peer) {
+        (Origin::Site(site), _) => Stream::Down(site),
+        (Origin::Central, Origin::Site(site)) => Stream::Site(site),
+        (Origin::Central, Origin::Central) => Stream::Central,
+    }
+}
+
+fn heads_of(holding: &Holding) -> Vec<ChangeHash> {
+    holding
+        .heads
+        .chunks_exact(32)
+        .map(|head| ChangeHash(head.try_into().expect("chunks of 32 bytes")))
+        .collect()
+}
