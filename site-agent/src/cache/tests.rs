@@ -332,15 +332,16 @@ async fn p5_the_link_comes_back_by_itself_and_another_heartbeat_is_followed() {
     let world = World::new(&[], &[]).await;
     let is_up = |world: &World| world.agent.link.borrow().source().is_some();
     world.wait("a session", is_up).await;
-    let first = world.agent.link.borrow().source().unwrap().stable_id();
+    // While the old connection is held, no new one has its id.
+    let first = world.agent.link.borrow().source().unwrap();
     assert_eq!(world.agent.link.borrow().state, LinkState::Connected);
     world.central.connection.lock().unwrap().clone().unwrap().close(0_u32.into(), b"the line is cut");
     let other = |not: usize| {
         move |world: &World| world.agent.link.borrow().source().is_some_and(|it| it.stable_id() != not)
     };
-    world.wait("another session", other(first)).await;
+    world.wait("another session", other(first.stable_id())).await;
 
-    let second = world.agent.link.borrow().source().unwrap().stable_id();
+    let second = world.agent.link.borrow().source().unwrap();
     let (site_id, edit) =
         (world.agent.site, site::SettingsEdit { heartbeat_s: Some(2), ..Default::default() });
     world
@@ -348,7 +349,7 @@ async fn p5_the_link_comes_back_by_itself_and_another_heartbeat_is_followed() {
         .store
         .run(world.agent.edge.given("test"), move |tx| site::set(tx, site_id, &edit, ""))
         .unwrap();
-    world.wait("a session with the new heartbeat", other(second)).await;
+    world.wait("a session with the new heartbeat", other(second.stable_id())).await;
     world.wait("the new epoch", |world| world.count("epoch_adopted") == 2).await;
 }
 
