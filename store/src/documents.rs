@@ -5,7 +5,7 @@ use rusqlite::{OptionalExtension, params};
 use sync::{
     document::{Document, Kind, register::Edit},
     id::{DocumentId, Origin},
-    ingress::{self, Outcome, UnknownKeys},
+    ingress::{self, Authority, Outcome, UnknownKeys},
     journal::Event,
     wire::{Fingerprint, Seal},
 };
@@ -108,7 +108,7 @@ impl Tx<'_> {
         };
         let document = self.state.open.get(&doc).expect("it was just opened");
         let slices: Vec<&[u8]> = batch.iter().map(Vec::as_slice).collect();
-        let admission = ingress::admit(document, &slices, unknown);
+        let admission = ingress::admit(document, &slices, unknown, Authority::Trusted);
         if let Some(document) = admission.document {
             self.state.open.insert(doc, document);
         }
@@ -134,6 +134,10 @@ impl Tx<'_> {
                 Outcome::Park { .. } => {
                     self.park(kind, id, bytes, *seal, peer)?;
                     admitted.parked += 1;
+                }
+                Outcome::Deny(denied) => {
+                    self.quarantine(kind, id, peer, bytes, &denied.to_string())?;
+                    admitted.rejected += 1;
                 }
                 Outcome::Reject(rejection) => {
                     self.quarantine(kind, id, peer, bytes, &rejection.to_string())?;

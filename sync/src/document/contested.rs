@@ -91,11 +91,25 @@ impl<V> Contested<V> {
 /// Reads `register` of `document`. Sides that cannot be read as `V` are left out: ingress lets none in,
 /// and a newer program's additions do not make a value unreadable.
 pub fn read<V: Value>(document: &Document, register: &Register<V>) -> Contested<V> {
+    read_with(document, register, None)
+}
+
+/// Reads `register` as somebody saw it who had these changes, all that they rest on, and nothing else.
+/// Changes that the document lacks are as if nobody had named them.
+pub fn read_at<V: Value>(document: &Document, register: &Register<V>, heads: &[ChangeHash]) -> Contested<V> {
+    read_with(document, register, Some(heads))
+}
+
+fn read_with<V: Value>(
+    document: &Document,
+    register: &Register<V>,
+    heads: Option<&[ChangeHash]>,
+) -> Contested<V> {
     let automerge = document.automerge();
     let Some(parent) = register::container(automerge, register.container) else {
         return Contested { sides: vec![], agreed: None };
     };
-    let sides = sides_at(document, &parent, &register.key, None);
+    let sides = sides_at(document, &parent, &register.key, heads);
     let agreed = if sides.len() > 1 { last_agreed(document, &parent, &register.key, &sides) } else { None };
     Contested { sides, agreed }
 }

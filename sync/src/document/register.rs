@@ -12,6 +12,7 @@ use automerge::{
     transaction::{CommitOptions, Transactable, Transaction},
 };
 
+use super::schema::RegisterSchema;
 use crate::{
     blob::Digest,
     id::{
@@ -165,6 +166,11 @@ impl<V> Register<V> {
         Register { container: Some(container), key: key.into(), value: PhantomData }
     }
 
+    /// A register by where it stands, when only running code knows which.
+    pub(crate) fn named(container: Option<&'static str>, key: String) -> Self {
+        Register { container, key, value: PhantomData }
+    }
+
     /// Path for people: `hostname`, `tags/rack`.
     pub fn path(&self) -> String {
         match self.container {
@@ -186,9 +192,32 @@ impl Edit<'_> {
     /// # Panics
     /// When the document lacks the container: every document begins with its genesis.
     pub fn set<V: Value>(&mut self, register: &Register<V>, value: &V, why: &str) -> Nonce {
-        let parent = container(&self.transaction, register.container).expect("genesis made the container");
+        self.put(register.container, &register.key, value.to_fields(), why)
+    }
+
+    /// Replaces a register by what somebody else wrote there, read as its type and written anew: this
+    /// author stands in it from now on, and what the schema does not know is left behind.
+    ///
+    /// # Errors
+    /// The first field that is missing or of another type; nothing is written then.
+    ///
+    /// # Panics
+    /// When the document lacks the container.
+    pub fn restate(
+        &mut self,
+        container: Option<&'static str>,
+        key: &str,
+        schema: &RegisterSchema,
+        fields: &Fields,
+        why: &str,
+    ) -> Result<Nonce, FieldError> {
+        let fields = (schema.typed)(fields)?;
+        Ok(self.put(container, key, fields, why))
+    }
+
+    fn put(&mut self, within: Option<&'static str>, key: &str, mut fields: Fields, why: &str) -> Nonce {
+        let parent = container(&self.transaction, within).expect("genesis made the container");
         let nonce = self.author.entropy.nonce();
-        let mut fields = value.to_fields();
         fields.extend([
             ("by".to_string(), Field::Str(self.author.by.clone())),
             ("site".to_string(), Field::Str(self.author.site.to_string())),
@@ -197,7 +226,7 @@ impl Edit<'_> {
             ("policy_epoch".to_string(), Field::Uint(self.author.policy_epoch)),
             ("nonce".to_string(), Field::Bytes(nonce.0.to_vec())),
         ]);
-        put_map(&mut self.transaction, &parent, &register.key, &fields);
+        put_map(&mut self.transaction, &parent, key, &fields);
         nonce
     }
 }

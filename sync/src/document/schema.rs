@@ -92,6 +92,8 @@ pub struct RegisterSchema {
     pub writers: Writers,
     /// Reads a value, so that nothing unreadable is let in.
     pub check: fn(&Fields) -> Result<(), FieldError>,
+    /// The fields of the value alone, as this program would write them.
+    pub typed: fn(&Fields) -> Result<Fields, FieldError>,
 }
 
 /// All registers of a kind.
@@ -116,7 +118,13 @@ impl KindSchema {
 }
 
 const fn register<V: Value>(key: &'static str, class: Class, writers: Writers) -> RegisterSchema {
-    RegisterSchema { key, class, writers, check: |fields| V::from_fields(fields).map(drop) }
+    RegisterSchema {
+        key,
+        class,
+        writers,
+        check: |fields| V::from_fields(fields).map(drop),
+        typed: |fields| V::from_fields(fields).map(|value| value.to_fields()),
+    }
 }
 
 static SITE: KindSchema = KindSchema {

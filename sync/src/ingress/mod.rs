@@ -6,8 +6,7 @@
 //! 1. [`lint`](lint()): the bytes alone, in bounded time and memory;
 //! 2. [`parse`]: decoded under guard, and the same bytes again when encoded;
 //! 3. [`check`]: against the document that it extends: history, schema, values;
-//! 4. authorisation: whether the delivering site may write that. Not here yet; its place is marked
-//!    below, and [`Verified::writes`] is what it will ask about;
+//! 4. [`authorize`](authorize()): at central, whether the delivering site may write that;
 //! 5. [`extend`] and [`verify`]: applied to a copy, saved, loaded, compared.
 //!
 //! [`admit`] walks a batch through all of it. Peers send `Change::raw_bytes`, never `Change::bytes`, which
@@ -19,15 +18,17 @@
 
 mod lint;
 mod semantic;
+mod authorize;
 mod verify;
 
 use automerge::{Change, ChangeHash, ExpandedChange, LoadChangeError};
 
+pub use authorize::{Delivery, Denied, Target, authorize};
 pub use lint::{
     LintError, MAX_ACTORS, MAX_BYTES, MAX_DEPS, MAX_KEY, MAX_MESSAGE, MAX_OPERATIONS, MAX_PREDECESSORS,
     MAX_START_OP, lint,
 };
-pub use semantic::{SemanticError, Standing, UnknownKeys, Write, check};
+pub use semantic::{SemanticError, Standing, UnknownKeys, Write, check, registers};
 pub use verify::{extend, verify};
 
 use crate::document::{Document, DocumentError};
@@ -107,8 +108,32 @@ pub enum Outcome {
         /// Dependencies that are not there, ascending.
         missing: Vec<ChangeHash>,
     },
+    /// It is sound, and not for whoever delivered it to write.
+    Deny(Denied),
     /// It is not taken.
     Reject(Rejection),
+}
+
+/// Says whether a change, with the registers that it writes, may be added to a document that has all of
+/// its dependencies. The same change may be put before it more than once.
+pub type Judge<'a> = dyn Fn(&Document, &Change, &[Write]) -> Result<(), Denied> + 'a;
+
+/// Who answers for what is delivered.
+#[derive(Clone, Copy)]
+pub enum Authority<'a> {
+    /// Whoever delivers speaks for the fleet: what central sends to a site.
+    Trusted,
+    /// Each change is judged on its own.
+    Judged(&'a Judge<'a>),
+}
+
+impl Authority<'_> {
+    fn judge(self, document: &Document, change: &Change, writes: &[Write]) -> Result<(), Denied> {
+        match self {
+            Authority::Trusted => Ok(()),
+            Authority::Judged(judge) => judge(document, change, writes),
+        }
+    }
 }
 
 /// What became of a batch.
@@ -145,13 +170,23 @@ pub fn parse(bytes: &[u8]) -> Result<Parsed, Rejection> {
 /// A refused change takes none with it but those that depend on it, which are parked. The document is
 /// saved and loaded once for the whole batch; where that fails, for halves of it, until the change that
 /// spoils it stands alone.
-pub fn admit(document: &Document, batch: &[&[u8]], unknown: UnknownKeys) -> Admission {
-    admit_with(document, batch, unknown, &verify)
+pub fn admit(
+    document: &Document,
+    batch: &[&[u8]],
+    unknown: UnknownKeys,
+    authority: Authority<'_>,
+) -> Admission {
+    admit_with(document, batch, &Gates { unknown, authority, verify: &verify })
 }
 
-type Verify<'a> = &'a dyn Fn(&Document) -> Result<(), Rejection>;
+/// What the gates are told, the same for every change of a batch.
+struct Gates<'a> {
+    unknown: UnknownKeys,
+    authority: Authority<'a>,
+    verify: &'a dyn Fn(&Document) -> Result<(), Rejection>,
+}
 
-fn admit_with(document: &Document, batch: &[&[u8]], unknown: UnknownKeys, verify: Verify<'_>) -> Admission {
+fn admit_with(document: &Document, batch: &[&[u8]], gates: &Gates<'_>) -> Admission {
     let mut outcomes: Vec<Option<Outcome>> = Vec::new();
     let mut candidates: Vec<(usize, Parsed)> = Vec::new();
     for bytes in batch {
@@ -163,7 +198,7 @@ fn admit_with(document: &Document, batch: &[&[u8]], unknown: UnknownKeys, verify
             Err(rejection) => Some(Outcome::Reject(rejection)),
         });
     }
-    let document = settle(document, &candidates, unknown, verify, &mut outcomes);
+    let document = settle(document, &candidates, gates, &mut outcomes);
     let outcomes =
         outcomes.into_iter().map(|outcome| outcome.expect("settle decides every candidate")).collect();
     Admission { outcomes, document }
@@ -173,36 +208,43 @@ fn admit_with(document: &Document, batch: &[&[u8]], unknown: UnknownKeys, verify
 fn settle(
     document: &Document,
     candidates: &[(usize, Parsed)],
-    unknown: UnknownKeys,
-    verify: Verify<'_>,
+    gates: &Gates<'_>,
     outcomes: &mut [Option<Outcome>],
 ) -> Option<Document> {
     let mut extended: Option<Document> = None;
     for (index, parsed) in candidates {
         let base = extended.as_ref().unwrap_or(document);
-        outcomes[*index] = Some(match check(base, parsed, unknown) {
+        outcomes[*index] = Some(match check(base, parsed, gates.unknown) {
             Err(rejection) => Outcome::Reject(rejection),
             Ok(Standing::Present) => Outcome::Duplicate,
             Ok(Standing::Waiting { missing }) => Outcome::Park { missing },
-            // Step 4 belongs here: `base`, `writes` and the delivering site decide, before it is applied.
-            Ok(Standing::Fits { writes }) => match extend(base, parsed.change()) {
+            Ok(Standing::Fits { writes }) => match take(base, parsed, &writes, gates) {
                 Ok(next) => {
                     extended = Some(next);
                     Outcome::Accept(Box::new(Verified { change: parsed.change().clone(), writes }))
                 }
-                Err(rejection) => Outcome::Reject(rejection),
+                Err(outcome) => outcome,
             },
         });
     }
-    let Err(rejection) = verify(extended.as_ref()?) else { return extended };
+    let Err(rejection) = (gates.verify)(extended.as_ref()?) else { return extended };
     if let [(index, _)] = candidates {
         outcomes[*index] = Some(Outcome::Reject(rejection));
         return None;
     }
     let (first, second) = candidates.split_at(candidates.len() / 2);
-    let first = settle(document, first, unknown, verify, outcomes);
-    let second = settle(first.as_ref().unwrap_or(document), second, unknown, verify, outcomes);
+    let first = settle(document, first, gates, outcomes);
+    let second = settle(first.as_ref().unwrap_or(document), second, gates, outcomes);
     second.or(first)
+}
+
+/// Takes a change that fits through the last two gates but one; returns the document with it.
+fn take(base: &Document, parsed: &Parsed, writes: &[Write], gates: &Gates<'_>) -> Result<Document, Outcome> {
+    // Reading a document as it was asks Automerge about what a peer named.
+    verify::guard("judge a change", || gates.authority.judge(base, parsed.change(), writes))
+        .map_err(Outcome::Reject)?
+        .map_err(Outcome::Deny)?;
+    extend(base, parsed.change()).map_err(Outcome::Reject)
 }
 
 /// What the tests of all gates share: replicas, chance, and changes that nobody honest writes.
@@ -489,7 +531,8 @@ mod tests {
     };
     use crate::{
         document::{Author, Document, Kind, genesis, node},
-        id::{DocumentId, Origin},
+        id::{DocumentId, Origin, SiteId},
+        policy::Autonomy,
     };
 
     /// The outcomes, one word per line and its reason.
@@ -500,6 +543,7 @@ mod tests {
                 Outcome::Accept(_) => "accept".to_string(),
                 Outcome::Duplicate => "duplicate".to_string(),
                 Outcome::Park { missing } => format!("park, {} missing", missing.len()),
+                Outcome::Deny(denied) => format!("deny, {}", chain(denied)),
                 Outcome::Reject(rejection) => format!("reject, {}", chain(rejection)),
             };
             told.push('\n');
@@ -533,7 +577,7 @@ mod tests {
         batch[1] = encode(&bad);
         batch.push(b"noise".to_vec());
 
-        let admission = admit(&document, &slices(&batch), UnknownKeys::Refuse);
+        let admission = admit(&document, &slices(&batch), UnknownKeys::Refuse, Authority::Trusted);
         expect![[r#"
             accept
             reject, `colour` is not a register of the schema
@@ -555,10 +599,10 @@ mod tests {
         let document = machine();
         let known: Vec<_> =
             document.automerge().get_changes(&[]).iter().map(|change| change.raw_bytes().to_vec()).collect();
-        let admission = admit(&document, &slices(&known), UnknownKeys::Refuse);
+        let admission = admit(&document, &slices(&known), UnknownKeys::Refuse, Authority::Trusted);
         assert_eq!(told(&admission), "duplicate\n".repeat(known.len()));
         assert!(admission.document.is_none());
-        assert!(admit(&document, &[], UnknownKeys::Refuse).outcomes.is_empty());
+        assert!(admit(&document, &[], UnknownKeys::Refuse, Authority::Trusted).outcomes.is_empty());
     }
 
     #[test]
@@ -576,7 +620,9 @@ mod tests {
                     Some(_) | None => verify(document),
                 }
             };
-            admit_with(&document, &slices(&batch), UnknownKeys::Refuse, &verify)
+            let gates =
+                Gates { unknown: UnknownKeys::Refuse, authority: Authority::Trusted, verify: &verify };
+            admit_with(&document, &slices(&batch), &gates)
         };
 
         assert_eq!(told(&admit_unless(None)), "accept\n".repeat(4));
@@ -619,13 +665,14 @@ mod tests {
                 Origin::Central => UnknownKeys::Refuse,
                 Origin::Site(_) => UnknownKeys::Keep,
             };
-            let admission = admit(&self.document, &slices(&batch), unknown);
+            let admission = admit(&self.document, &slices(&batch), unknown, Authority::Trusted);
             let mut accepted = 0;
             for (outcome, bytes) in admission.outcomes.into_iter().zip(batch) {
                 match outcome {
                     Outcome::Accept(_) => accepted += 1,
                     Outcome::Duplicate => {}
                     Outcome::Park { .. } => self.parked.push(bytes),
+                    Outcome::Deny(denied) => panic!("seed {seed}: {}", chain(&denied)),
                     Outcome::Reject(rejection) => panic!("seed {seed}: {}", chain(&rejection)),
                 }
             }
@@ -858,6 +905,18 @@ mod tests {
         let count = number_from_environment("HOLDFAST_FUZZ_COUNT", 3_000);
         let mut guarded: BTreeMap<String, u64> = BTreeMap::new();
         let mut alone: BTreeMap<&str, u64> = BTreeMap::new();
+        // The judge is asked, for it must not panic either, and whatever he says is let through.
+        let bern = Delivery {
+            site: SiteId([3; 16]),
+            name: "bern".into(),
+            actor_is_theirs: true,
+            autonomy: Autonomy::Full,
+            released: false,
+        };
+        let asked = |document: &Document, change: &Change, writes: &[Write]| {
+            drop(authorize(document, change, writes, &bern));
+            Ok(())
+        };
         for seed in (seed..).take(usize::try_from(count).expect("a count")) {
             let mut random = Random(seed);
             let (document, change) = situation(&mut random);
@@ -867,8 +926,10 @@ mod tests {
                 mutate_meaning(&document, &change, &mut random)
             };
             let admission = quietly(|| {
-                verify::guard("", || admit(&document, &[&mutant], UnknownKeys::Refuse))
-                    .unwrap_or_else(|_| panic!("seed {seed}: a panic escapes"))
+                verify::guard("", || {
+                    admit(&document, &[&mutant], UnknownKeys::Refuse, Authority::Judged(&asked))
+                })
+                .unwrap_or_else(|_| panic!("seed {seed}: a panic escapes"))
             });
             if let Some(extended) = &admission.document {
                 let sound = verify::guard("", || survives(extended, &mut random));

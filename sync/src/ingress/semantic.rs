@@ -16,10 +16,13 @@ use automerge::{
 };
 
 use super::{Parsed, Rejection, verify::guard};
-use crate::document::{
-    Document, Field, FieldError, Fields, Written, genesis,
-    register::{self, MAX_DEPTH, MAX_SCALAR},
-    schema::{RegisterSchema, Writers},
+use crate::{
+    document::{
+        Document, Field, FieldError, Fields, Kind, Written, genesis,
+        register::{self, MAX_DEPTH, MAX_SCALAR},
+        schema::{RegisterSchema, Writers},
+    },
+    id::DocumentId,
 };
 
 /// What is done with a register that the schema of this program lacks.
@@ -61,6 +64,13 @@ pub struct Write {
     pub written: Written,
     /// Everything in it.
     pub fields: Fields,
+}
+
+impl Write {
+    /// Path of the register, for people: `hostname`, `tags/rack`.
+    pub fn path(&self) -> String {
+        path(self.container, &self.key)
+    }
 }
 
 /// Why a change cannot belong to its document.
@@ -197,6 +207,18 @@ pub fn check(document: &Document, parsed: &Parsed, unknown: UnknownKeys) -> Resu
         replace(document, change, &registers)
     })??;
     Ok(Standing::Fits { writes: registers.into_iter().map(|register| register.write).collect() })
+}
+
+/// Reads which registers a change would write, from its own content alone.
+///
+/// For people who look at what was refused: whether it fits any document is not asked, and registers
+/// that this program does not know are shown too.
+///
+/// # Errors
+/// `Semantic` when the change does not write registers of such a document.
+pub fn registers(kind: Kind, id: DocumentId, parsed: &Parsed) -> Result<Vec<Write>, Rejection> {
+    let made = read(&Document::new(kind, id), &parsed.expanded, UnknownKeys::Keep)?;
+    Ok(made.into_iter().map(|made| made.write).collect())
 }
 
 /// A register that the change makes.
@@ -488,7 +510,7 @@ mod tests {
 
     use super::{
         super::{
-            Outcome, admit,
+            Authority, Outcome, admit,
             lint::forge::Chunk,
             parse,
             testing::{LYON, author, chain, encode, machine, quietly, text, write},
@@ -496,13 +518,13 @@ mod tests {
         *,
     };
     use crate::{
-        document::{Kind, node},
-        id::{DocumentId, Origin, SiteId},
+        document::node,
+        id::{Origin, SiteId},
     };
 
     /// What becomes of `bytes` at a central whose document is `document`, in words.
     fn verdict(document: &Document, bytes: &[u8], unknown: UnknownKeys) -> String {
-        let mut admission = quietly(|| admit(document, &[bytes], unknown));
+        let mut admission = quietly(|| admit(document, &[bytes], unknown, Authority::Trusted));
         match admission.outcomes.pop().expect("one outcome for one change") {
             Outcome::Accept(verified) => {
                 let paths: Vec<_> =
@@ -511,6 +533,7 @@ mod tests {
             }
             Outcome::Duplicate => "had it already".into(),
             Outcome::Park { missing } => format!("waits for {} change(s)", missing.len()),
+            Outcome::Deny(denied) => chain(&denied),
             Outcome::Reject(rejection) => chain(&rejection),
         }
     }

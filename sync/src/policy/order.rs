@@ -17,6 +17,9 @@ pub const EXPIRY_MARGIN: Duration = Duration::from_secs(3_600);
 /// The longest life of an order, also of one that a site gives itself: `order_max`.
 pub const ORDER_MAX: Duration = Duration::from_secs(72 * 3_600);
 
+/// Attempts that a task has at most before a person looks at it: `max_install_attempts`.
+pub const MAX_INSTALL_ATTEMPTS: u64 = 3;
+
 /// Network boots that a consumed attempt is served before it counts as failed.
 pub const MAX_ATTEMPT_BOOTS: u64 = 3;
 
