@@ -3,14 +3,17 @@
 use automerge::{Change, ChangeHash};
 use rusqlite::{OptionalExtension, params};
 use sync::{
-    document::{Document, Kind, register::Edit},
-    id::{DocumentId, Origin},
+    document::{Author, Document, Kind, register::Edit},
+    id::{DocumentId, Incarnation, Origin},
     ingress::{self, Authority, Outcome, UnknownKeys},
     journal::Event,
-    wire::{Fingerprint, Seal},
+    wire::{Fingerprint, Refusal, Seal},
 };
 
 use crate::{StoreError, Tx, log::signed, scope, view};
+
+/// Changes of one document by one peer that wait for others at most.
+const MAX_PARKED: i64 = 1_000;
 
 /// A document is compacted when this many changes follow its snapshot …
 const TAIL_CHANGES: i64 = 32;
@@ -29,9 +32,13 @@ impl Tx<'_> {
         let doc = self.ensure(kind, id)?;
         self.open(doc, kind, id)?;
         let mut author = self.author()?.clone();
+        let incarnation = author.incarnation;
+        if let Some(actor) = self.actor_of(doc)? {
+            author.incarnation = actor;
+        }
         let document = self.state.open.get_mut(&doc).expect("it was just opened");
         let change = document.write(&mut author, edit);
-        self.author = Some(author);
+        self.author = Some(Author { incarnation, ..author });
         self.touched.insert(doc);
         if let Some(change) = change {
             let change = self.insert_change(doc, &change, None)?;
@@ -61,31 +68,31 @@ impl Tx<'_> {
         batch: &[Vec<u8>],
         seals: &[Option<Seal>],
         peer: Origin,
+        upto: u64,
     ) -> Result<Admitted, StoreError> {
         let doc = self.ensure(kind, id)?;
         if self.kind_of(doc)? != kind {
-            let mut admitted = Admitted::default();
             for bytes in batch {
                 self.quarantine(kind, id, peer, bytes, "the document is of another kind")?;
-                admitted.rejected += 1;
             }
-            return Ok(admitted);
+            return Ok(Admitted::default());
         }
         let mut admitted = self.admit_once(doc, kind, id, batch, seals, peer)?;
-        // What arrived may be what parked changes waited for.
-        while admitted.accepted > 0 {
-            let waiting = self.take_parked(id)?;
-            if waiting.is_empty() {
-                break;
+        // What arrived may be what parked changes waited for, whoever brought those.
+        let mut progress = admitted.accepted > 0;
+        while progress {
+            progress = false;
+            for (source, (bytes, seal)) in self.take_parked(id)? {
+                let again = self.admit_once(doc, kind, id, &[bytes], &[seal], source)?;
+                progress |= again.accepted > 0;
+                admitted.ours_came_back |= again.ours_came_back;
+                admitted.accepted += again.accepted;
+                admitted.refused.extend(again.refused);
             }
-            let (waiting, seals): (Vec<_>, Vec<_>) = waiting.into_iter().unzip();
-            let again = self.admit_once(doc, kind, id, &waiting, &seals, peer)?;
-            admitted.ours_came_back |= again.ours_came_back;
-            admitted.accepted += again.accepted;
-            admitted.rejected += again.rejected;
-            if again.accepted == 0 {
-                break;
-            }
+        }
+        if self.state.origin == Origin::Central && !admitted.refused.is_empty() {
+            let refused = std::mem::take(&mut admitted.refused);
+            self.tell_reset(peer, kind, id, upto, refused)?;
         }
         Ok(admitted)
     }
@@ -131,19 +138,33 @@ impl Tx<'_> {
                     self.state.clock.merge(at, confirmed);
                 }
                 Outcome::Duplicate => {}
+                Outcome::Park { .. } if self.parked_of(id, peer)? >= MAX_PARKED => {
+                    let reason = format!("{MAX_PARKED} changes of the document wait already");
+                    admitted.refuse(bytes, false, reason.clone());
+                    self.quarantine(kind, id, peer, bytes, &reason)?;
+                }
+                Outcome::Park { missing } if self.waits_in_vain(&missing)? => {
+                    self.quarantine(kind, id, peer, bytes, "it follows a change that was set aside")?;
+                }
                 Outcome::Park { .. } => {
                     self.park(kind, id, bytes, *seal, peer)?;
                     admitted.parked += 1;
                 }
                 Outcome::Deny(denied) => {
+                    admitted.refuse(bytes, true, denied.to_string());
                     self.quarantine(kind, id, peer, bytes, &denied.to_string())?;
-                    admitted.rejected += 1;
                 }
                 Outcome::Reject(rejection) => {
+                    admitted.refuse(bytes, false, rejection.to_string());
                     self.quarantine(kind, id, peer, bytes, &rejection.to_string())?;
-                    admitted.rejected += 1;
                 }
             }
+        }
+        if let Origin::Site(_) = self.state.origin {
+            // Central tells of it again, so it is here to stay.
+            self.sql
+                .prepare_cached("UPDATE documents SET dropped = 0 WHERE doc = ?1 AND dropped = 1")?
+                .execute([doc])?;
         }
         if !fresh.is_empty() {
             self.finish(doc, kind, &fresh)?;
@@ -161,6 +182,9 @@ impl Tx<'_> {
             .prepare_cached("INSERT INTO documents (id, kind, heads) VALUES (?1, ?2, ?3)")?
             .execute(params![id.as_bytes(), kind.number(), joined(&document.heads())])?;
         let doc = self.sql.last_insert_rowid();
+        if self.sql.prepare_cached("DELETE FROM evicted WHERE id = ?1")?.execute([id.as_bytes()])? > 0 {
+            self.change_actor(doc)?;
+        }
         self.state.open.insert(doc, document);
         self.touched.insert(doc);
         Ok(doc)
@@ -192,7 +216,69 @@ impl Tx<'_> {
         Ok(())
     }
 
-    fn insert_change(&self, doc: i64, change: &Change, source: Option<Origin>) -> Result<i64, StoreError> {
+    /// Who writes the document, if it is not the incarnation.
+    fn actor_of(&self, doc: i64) -> Result<Option<Incarnation>, StoreError> {
+        let actor: Option<[u8; 16]> = self
+            .sql
+            .prepare_cached("SELECT actor FROM documents WHERE doc = ?1")?
+            .query_row([doc], |row| row.get(0))?;
+        Ok(actor.map(Incarnation))
+    }
+
+    /// From now on a new actor writes the document here: the old one has a history of it that is not here.
+    pub(crate) fn change_actor(&mut self, doc: i64) -> Result<(), StoreError> {
+        let actor: [u8; 16] = self.author()?.entropy.bytes();
+        self.sql
+            .prepare_cached("UPDATE documents SET actor = ?2 WHERE doc = ?1")?
+            .execute(params![doc, actor])?;
+        Ok(())
+    }
+
+    /// Central says that a document leaves this site: it goes as soon as nothing of ours is under way.
+    pub(crate) fn drop_document(&mut self, peer: Origin, id: DocumentId) -> Result<(), StoreError> {
+        let Some(doc) = self.find(id)? else { return Ok(()) };
+        let kind = self.kind_of(doc)?;
+        self.sql.prepare_cached("UPDATE documents SET dropped = 1 WHERE doc = ?1")?.execute([doc])?;
+        view::forget(self.sql, doc, kind)?;
+        tracing::debug!(%peer, document = %id, "the document leaves this site");
+        self.evict_dropped()
+    }
+
+    /// Forgets the documents that left this site, once all of ours in them is acknowledged.
+    pub(crate) fn evict_dropped(&mut self) -> Result<(), StoreError> {
+        let gone: Vec<(i64, [u8; 16])> = {
+            let mut statement = self.sql.prepare_cached(
+                "SELECT doc, id FROM documents WHERE dropped = 1 AND NOT EXISTS
+                 (SELECT 1 FROM log JOIN changes ON changes.change = log.change
+                  JOIN peers ON peers.peer = log.peer
+                  WHERE changes.doc = documents.doc AND log.position > peers.acknowledged)",
+            )?;
+            let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            rows.collect::<Result<_, _>>()?
+        };
+        for (doc, id) in gone {
+            // Positions that were acknowledged are kept with nothing to say.
+            self.sql
+                .prepare_cached(
+                    "UPDATE log SET change = NULL, note = x'' WHERE change IN
+                     (SELECT change FROM changes WHERE doc = ?1)",
+                )?
+                .execute([doc])?;
+            for table in ["changes", "snapshots", "documents"] {
+                self.sql.prepare_cached(&format!("DELETE FROM {table} WHERE doc = ?1"))?.execute([doc])?;
+            }
+            self.sql.prepare_cached("INSERT OR IGNORE INTO evicted (id) VALUES (?1)")?.execute([id])?;
+            self.state.open.remove(&doc);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn insert_change(
+        &self,
+        doc: i64,
+        change: &Change,
+        source: Option<Origin>,
+    ) -> Result<i64, StoreError> {
         self.sql
             .prepare_cached("INSERT INTO changes (doc, hash, source, bytes) VALUES (?1, ?2, ?3, ?4)")?
             .execute(params![
@@ -206,7 +292,7 @@ impl Tx<'_> {
 
     /// Everything that follows from new changes of a document, in the same transaction: heads, derived
     /// rows, scope and logs, compaction.
-    fn finish(&mut self, doc: i64, kind: Kind, changes: &[i64]) -> Result<(), StoreError> {
+    pub(crate) fn finish(&mut self, doc: i64, kind: Kind, changes: &[i64]) -> Result<(), StoreError> {
         let document = self.state.open.get(&doc).expect("the document was written").clone();
         let by = self.given.by.clone();
         let mut held = fingerprint_of(self.sql, doc)?;
@@ -226,7 +312,13 @@ impl Tx<'_> {
                 signed(self.given.now.0),
                 by
             ])?;
-        view::refresh(self.sql, doc, &document)?;
+        let is_dropped: bool = self
+            .sql
+            .prepare_cached("SELECT dropped FROM documents WHERE doc = ?1")?
+            .query_row([doc], |row| row.get(0))?;
+        if !is_dropped {
+            view::refresh(self.sql, doc, &document)?;
+        }
         scope::spread(self, doc, kind, &document, changes)?;
         self.compact(doc, &document)
     }
@@ -290,14 +382,34 @@ impl Tx<'_> {
         Ok(())
     }
 
-    fn take_parked(&self, id: DocumentId) -> Result<Vec<Sealed>, StoreError> {
+    /// Number of changes of a document by one peer that wait.
+    fn parked_of(&self, id: DocumentId, peer: Origin) -> Result<i64, StoreError> {
+        Ok(self
+            .sql
+            .prepare_cached("SELECT count(*) FROM parked WHERE id = ?1 AND source = ?2")?
+            .query_row(params![id.as_bytes(), peer.to_string()], |row| row.get(0))?)
+    }
+
+    /// Whether one of these changes was set aside and will never be here.
+    fn waits_in_vain(&self, missing: &[ChangeHash]) -> Result<bool, StoreError> {
+        for hash in missing {
+            if self.sql.prepare_cached("SELECT 1 FROM quarantine WHERE hash = ?1")?.exists([hash.0])? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    fn take_parked(&self, id: DocumentId) -> Result<Vec<(Origin, Sealed)>, StoreError> {
         let waiting = self
             .sql
-            .prepare_cached("SELECT bytes, seal FROM parked WHERE id = ?1 ORDER BY rowid")?
+            .prepare_cached("SELECT source, bytes, seal FROM parked WHERE id = ?1 ORDER BY rowid")?
             .query_map([id.as_bytes()], |row| {
-                Ok((row.get(0)?, row.get::<_, Option<[u8; 16]>>(1)?.map(Seal)))
+                let sealed = (row.get(1)?, row.get::<_, Option<[u8; 16]>>(2)?.map(Seal));
+                Ok((row.get::<_, String>(0)?, sealed))
             })?
-            .collect::<Result<_, _>>()?;
+            .map(|row| row.map_err(StoreError::from).and_then(|(source, it)| Ok((source.parse()?, it))))
+            .collect::<Result<_, StoreError>>()?;
         self.sql.prepare_cached("DELETE FROM parked WHERE id = ?1")?.execute([id.as_bytes()])?;
         Ok(waiting)
     }
@@ -312,7 +424,8 @@ impl Tx<'_> {
     ) -> Result<(), StoreError> {
         self.sql
             .prepare_cached(
-                "INSERT INTO quarantine (peer, kind, id, at, reason, bytes) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+                "INSERT INTO quarantine (peer, kind, id, at, reason, bytes, hash)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
             )?
             .execute(params![
                 peer.to_string(),
@@ -320,7 +433,8 @@ impl Tx<'_> {
                 id.as_bytes(),
                 signed(self.given.now.0),
                 reason,
-                bytes
+                bytes,
+                ingress::parse(bytes).ok().map(|parsed| parsed.hash().0)
             ])?;
         let reason = reason.to_string();
         self.journal(Event::ChangeQuarantined { kind: kind.to_string(), document: id, reason })
@@ -331,13 +445,21 @@ impl Tx<'_> {
 type Sealed = (Vec<u8>, Option<Seal>);
 
 /// What became of a batch of changes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Admitted {
     pub(crate) accepted: usize,
     pub(crate) parked: usize,
-    pub(crate) rejected: usize,
+    /// Those that were set aside because of themselves.
+    pub(crate) refused: Vec<Refusal>,
     /// A change of our own actor that was not here.
     pub(crate) ours_came_back: bool,
+}
+
+impl Admitted {
+    fn refuse(&mut self, bytes: &[u8], denied: bool, reason: String) {
+        let change = ingress::parse(bytes).map(|parsed| parsed.hash().0.to_vec()).unwrap_or_default();
+        self.refused.push(Refusal { change, denied, reason });
+    }
 }
 
 /// Sorted heads as one value.

@@ -38,7 +38,7 @@ impl Tx<'_> {
         let mut statement = match self.state.origin {
             Origin::Central => self.sql.prepare_cached(
                 "SELECT id, heads FROM scope JOIN documents ON documents.doc = scope.doc
-                 WHERE peer = ?1 AND changes > 0",
+                 WHERE peer = ?1 AND inside = 1 AND changes > 0",
             )?,
             Origin::Site(_) => self
                 .sql
@@ -101,6 +101,12 @@ impl Tx<'_> {
         for holding in &theirs.documents {
             changes += self.tell_beyond(peer, holding)?;
         }
+        if let Origin::Site(site) = peer {
+            self.sql
+                .prepare_cached("UPDATE peers SET directory = 0 WHERE peer = ?1")?
+                .execute([peer.to_string()])?;
+            self.tell_directory(site)?;
+        }
         let known = matches!(self.state.origin, Origin::Site(_)).then_some(&known);
         let entries = self.tell_entries(peer, &theirs.streams, known)?;
         let site = peer.site().or(self.state.origin.site());
@@ -153,7 +159,7 @@ impl Tx<'_> {
     fn is_in_scope(&self, peer: Origin, doc: i64) -> Result<bool, StoreError> {
         Ok(self
             .sql
-            .prepare_cached("SELECT 1 FROM scope WHERE peer = ?1 AND doc = ?2")?
+            .prepare_cached("SELECT 1 FROM scope WHERE peer = ?1 AND doc = ?2 AND inside = 1")?
             .exists(params![peer.to_string(), doc])?)
     }
 

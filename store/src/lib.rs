@@ -23,6 +23,8 @@ mod journal;
 mod peers;
 mod join;
 mod scope;
+mod directory;
+mod reset;
 pub mod tokens;
 
 pub mod view;
@@ -36,6 +38,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
+pub use directory::DirectoryRow;
 pub use error::StoreError;
 pub use peers::Standing;
 pub use view::View;

@@ -47,6 +47,7 @@ pub(crate) fn settle(connection: &mut Connection, opening: &Opening) -> Result<S
             let why = "the database is not the one that ran here last; it was restored or copied";
             set_meta(&transaction, "suspended", why.as_bytes())?;
             begin_all_logs(&transaction)?;
+            transaction.execute("UPDATE documents SET actor = NULL", [])?;
             fresh(&opening.given)
         }
         (None, _) => fresh(&opening.given),
@@ -94,6 +95,8 @@ impl Tx<'_> {
         set_meta(self.sql, "incarnation", incarnation.as_bytes())?;
         self.suspend_orders(why)?;
         begin_all_logs(self.sql)?;
+        // Those, too, may have written what is not here any more.
+        self.sql.execute("UPDATE documents SET actor = NULL", [])?;
         // As at the start: a copy that disagrees with the database is safe, one that agrees wrongly is not.
         write_beside(&self.state.beside, &format!("{} {}", hex(incarnation.as_bytes()), self.state.starts))?;
         self.state.incarnation = incarnation;

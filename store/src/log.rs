@@ -13,10 +13,12 @@ use sync::{
 use crate::{StoreError, Tx, documents};
 
 /// What a log says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Row {
     Change(i64),
     Entry(i64),
+    /// The item itself, encoded.
+    Note(Vec<u8>),
 }
 
 /// A position of a log with everything that is kept with it.
@@ -29,31 +31,48 @@ pub(crate) struct Mark {
 impl Tx<'_> {
     /// Appends to the log for `peer`.
     pub(crate) fn tell(&mut self, peer: Origin, row: Row) -> Result<(), StoreError> {
-        let last = mark(self.sql, peer, None)?.unwrap_or_default();
-        let bytes = self.item_bytes(row)?;
-        let mut next = Mark {
-            cursor: Cursor { position: last.cursor.position + 1, rolling: last.cursor.rolling.over(&bytes) },
-            fingerprint: last.fingerprint,
-        };
-        let (change, entry) = match row {
+        let adds = match &row {
             Row::Change(change) => {
-                next.fingerprint.add(&change_hash(self.sql, change)?);
-                (Some(change), None)
+                let mut adds = Fingerprint::default();
+                adds.add(&change_hash(self.sql, *change)?);
+                adds
             }
-            Row::Entry(entry) => (None, Some(entry)),
+            Row::Entry(_) | Row::Note(_) => Fingerprint::default(),
+        };
+        self.tell_with(peer, row, adds)
+    }
+
+    /// Appends to the log for `peer` something that adds `adds` to what the peer holds, modulo 2^64 and
+    /// 2^128: what takes away adds the complement.
+    pub(crate) fn tell_with(&mut self, peer: Origin, row: Row, adds: Fingerprint) -> Result<(), StoreError> {
+        let last = mark(self.sql, peer, None)?.unwrap_or_default();
+        let bytes = self.item_bytes(&row)?;
+        let next = Mark {
+            cursor: Cursor { position: last.cursor.position + 1, rolling: last.cursor.rolling.over(&bytes) },
+            fingerprint: Fingerprint {
+                changes: last.fingerprint.changes.wrapping_add(adds.changes),
+                sum: last.fingerprint.sum.wrapping_add(adds.sum),
+                heads: None,
+            },
+        };
+        let (change, entry, note) = match row {
+            Row::Change(change) => (Some(change), None, None),
+            Row::Entry(entry) => (None, Some(entry), None),
+            Row::Note(bytes) => (None, None, Some(bytes)),
         };
         self.sql
             .prepare_cached(
-                "INSERT INTO log (peer, position, change, entry, rolling, changes, sum)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+                "INSERT INTO log (peer, position, change, entry, note, rolling, changes, sum)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
             )?
             .execute(params![
                 peer.to_string(),
                 signed(next.cursor.position),
                 change,
                 entry,
+                note,
                 next.cursor.rolling.0,
-                signed(next.fingerprint.changes),
+                next.fingerprint.changes.cast_signed(),
                 next.fingerprint.sum.to_be_bytes(),
             ])?;
         self.grown.insert(peer, next.cursor.position);
@@ -69,12 +88,13 @@ impl Tx<'_> {
     ) -> Result<Vec<Vec<u8>>, StoreError> {
         let rows: Vec<Row> = {
             let mut statement = self.sql.prepare_cached(
-                "SELECT change, entry FROM log WHERE peer = ?1 AND position >= ?2 ORDER BY position LIMIT 1024",
+                "SELECT change, entry, note FROM log WHERE peer = ?1 AND position >= ?2 ORDER BY position LIMIT 1024",
             )?;
             let rows = statement.query_map(params![peer.to_string(), signed(from)], |row| {
-                Ok(match row.get(0)? {
-                    Some(change) => Row::Change(change),
-                    None => Row::Entry(row.get(1)?),
+                Ok(match (row.get(0)?, row.get(1)?) {
+                    (Some(change), _) => Row::Change(change),
+                    (None, Some(entry)) => Row::Entry(entry),
+                    (None, None) => Row::Note(row.get(2)?),
                 })
             })?;
             rows.collect::<Result<_, _>>()?
@@ -82,7 +102,7 @@ impl Tx<'_> {
         let mut items = Vec::new();
         let mut bytes = 0;
         for row in rows {
-            let item = self.item_bytes(row)?;
+            let item = self.item_bytes(&row)?;
             bytes += item.len();
             if bytes > max_bytes && !items.is_empty() {
                 break;
@@ -92,14 +112,15 @@ impl Tx<'_> {
         Ok(items)
     }
 
-    fn item_bytes(&mut self, row: Row) -> Result<Vec<u8>, StoreError> {
+    pub(crate) fn item_bytes(&mut self, row: &Row) -> Result<Vec<u8>, StoreError> {
         Ok(match row {
+            Row::Note(bytes) => bytes.clone(),
             Row::Change(change) => {
-                let (kind, document, bytes) = documents::change_bytes(self, change)?;
+                let (kind, document, bytes) = documents::change_bytes(self, *change)?;
                 let (hash, stored): ([u8; 32], Option<[u8; 16]>) = self
                     .sql
                     .prepare_cached("SELECT hash, seal FROM changes WHERE change = ?1")?
-                    .query_row([change], |row| Ok((row.get(0)?, row.get(1)?)))?;
+                    .query_row([*change], |row| Ok((row.get(0)?, row.get(1)?)))?;
                 let seal = self.seal_change(document, &hash).or(stored.map(Seal));
                 Item { seal, ..Item::change(kind, document, bytes) }.to_bytes()
             }
@@ -107,7 +128,7 @@ impl Tx<'_> {
                 let bytes = self
                     .sql
                     .prepare_cached("SELECT bytes FROM journal WHERE entry = ?1")?
-                    .query_row([entry], |row| row.get(0))?;
+                    .query_row([*entry], |row| row.get(0))?;
                 Item::entry(bytes).to_bytes()
             }
         })
@@ -135,7 +156,7 @@ pub(crate) fn mark(
                     rolling: Rolling(row.get(1)?),
                 },
                 fingerprint: Fingerprint {
-                    changes: row.get::<_, i64>(2)?.unsigned_abs(),
+                    changes: row.get::<_, i64>(2)?.cast_unsigned(),
                     sum: u128::from_be_bytes(row.get(3)?),
                     heads: None,
                 },

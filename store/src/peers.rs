@@ -8,7 +8,7 @@ use sync::{
     journal::{Event, Stream},
     policy::Reason,
     time::Timestamp,
-    wire::{Cursor, Fingerprint, Item, Rolling, Seal, Telemetry},
+    wire::{Cursor, Fingerprint, Item, Reset, Rolling, Seal, Stub, Telemetry},
 };
 
 use crate::{
@@ -178,7 +178,7 @@ impl Tx<'_> {
         self.sql
             .prepare_cached("DELETE FROM log WHERE peer = ?1 AND position < ?2")?
             .execute(params![peer.to_string(), signed(position)])?;
-        Ok(())
+        self.evict_dropped()
     }
 
     /// Takes over items of the peer's log and returns what is here of it now.
@@ -207,6 +207,7 @@ impl Tx<'_> {
             let item: Item = minicbor::decode(bytes)
                 .map_err(|error| StoreError::Malformed { what: "log item", why: error.to_string() })?;
             cursor = Cursor { position: cursor.position + 1, rolling: cursor.rolling.over(bytes) };
+            let note = Note::of(&item);
             match (item.kind, item.document, item.change, item.entry) {
                 (Some(kind), Some(document), Some(change), _) => {
                     let Some(kind) = Kind::from_number(kind) else {
@@ -219,13 +220,13 @@ impl Tx<'_> {
                             run.batch.push((change, item.seal));
                         }
                         Some(_) | None => {
-                            ours_came_back |= self.take_run(run.take(), peer)?;
+                            ours_came_back |= self.take_run(run.take(), peer, cursor.position)?;
                             run = Some(Run { kind, id: document, batch: vec![(change, item.seal)] });
                         }
                     }
                 }
                 (_, _, _, Some(entry)) => {
-                    ours_came_back |= self.take_run(run.take(), peer)?;
+                    ours_came_back |= self.take_run(run.take(), peer, cursor.position)?;
                     let stream = match (self.state.origin, peer) {
                         (Origin::Central, Origin::Site(site)) => Stream::Site(site),
                         (Origin::Site(site), _) => Stream::Down(site),
@@ -233,11 +234,13 @@ impl Tx<'_> {
                     };
                     self.take_entry(stream, &entry)?;
                 }
-                // An item of a newer program counts and says nothing to us.
-                _ => {}
+                _ => {
+                    ours_came_back |= self.take_run(run.take(), peer, cursor.position)?;
+                    self.take_note(peer, note)?;
+                }
             }
         }
-        ours_came_back |= self.take_run(run, peer)?;
+        ours_came_back |= self.take_run(run, peer, cursor.position)?;
         self.outdate_agreement(peer)?;
         if self.quarantined()? > before {
             self.set_agreement(peer, false)?;
@@ -260,14 +263,25 @@ impl Tx<'_> {
     }
 
     /// Takes over changes of one document. Tells whether one was of our own actor and not here.
-    fn take_run(&mut self, run: Option<Run>, peer: Origin) -> Result<bool, StoreError> {
+    fn take_run(&mut self, run: Option<Run>, peer: Origin, upto: u64) -> Result<bool, StoreError> {
         let Some(Run { kind, id, batch }) = run else { return Ok(false) };
         let (batch, seals): (Vec<Vec<u8>>, Vec<Option<Seal>>) = batch.into_iter().unzip();
-        let admitted = self.admit(kind, id, &batch, &seals, peer)?;
+        let admitted = self.admit(kind, id, &batch, &seals, peer, upto)?;
         if kind == Kind::Node && self.state.origin == Origin::Central {
             crate::command::node::settle_home(self, id.into())?;
         }
         Ok(admitted.ours_came_back)
+    }
+
+    /// Takes over what is neither a change nor an entry. Only central says such things; what a newer
+    /// program says counts and means nothing to us.
+    fn take_note(&mut self, peer: Origin, note: Note) -> Result<(), StoreError> {
+        match (self.state.origin, note) {
+            (Origin::Site(_), Note::Dropped(id)) => self.drop_document(peer, id),
+            (Origin::Site(_), Note::Stubs(stubs)) => self.take_stubs(&stubs),
+            (Origin::Site(_), Note::Reset(kind, id, reset)) => self.take_reset(peer, kind, id, &reset),
+            (Origin::Site(_), Note::Unknown) | (Origin::Central, _) => Ok(()),
+        }
     }
 
     fn set_aside(&mut self, kind: u8, id: DocumentId, peer: Origin, bytes: &[u8]) -> Result<(), StoreError> {
@@ -292,8 +306,9 @@ impl Tx<'_> {
 
     /// What is held here, less what `peer` has not acknowledged after `pushed`.
     pub fn fingerprint(&mut self, peer: Origin, pushed: u64) -> Result<Fingerprint, StoreError> {
-        let mut statement =
-            self.sql.prepare_cached("SELECT id, heads, changes, sum FROM documents WHERE changes > 0")?;
+        let mut statement = self.sql.prepare_cached(
+            "SELECT id, heads, changes, sum FROM documents WHERE changes > 0 AND dropped = 0",
+        )?;
         let held = self.sum(&mut statement, params![])?;
         drop(statement);
         self.at_position(peer, held, pushed)
@@ -314,7 +329,7 @@ impl Tx<'_> {
         }
         let mut statement = self.sql.prepare_cached(
             "SELECT id, heads, changes, sum FROM scope JOIN documents ON documents.doc = scope.doc
-             WHERE peer = ?1 AND changes > 0",
+             WHERE peer = ?1 AND inside = 1 AND changes > 0",
         )?;
         let held = self.sum(&mut statement, params![site.to_string()])?;
         drop(statement);
@@ -367,10 +382,10 @@ impl Tx<'_> {
                  WHERE peer = ?1",
             )?
             .execute(params![peer.to_string(), signed(self.given.now.0), signed(clock.0), telemetry])?;
-        if peer == Origin::Central {
-            self.confirm_central_time(clock)?;
+        match peer {
+            Origin::Central => self.confirm_central_time(clock),
+            Origin::Site(site) => self.tell_directory(site),
         }
-        Ok(())
     }
 
     /// Keeps why a session was refused, until the next one is established. A peer whose log is another
@@ -389,6 +404,26 @@ struct Run {
     kind: Kind,
     id: DocumentId,
     batch: Vec<(Vec<u8>, Option<Seal>)>,
+}
+
+/// What an item says that is neither a change nor an entry.
+enum Note {
+    Dropped(DocumentId),
+    Stubs(Vec<Stub>),
+    Reset(Kind, DocumentId, Reset),
+    Unknown,
+}
+
+impl Note {
+    fn of(item: &Item) -> Self {
+        let kind = item.kind.and_then(Kind::from_number);
+        match (item, kind, item.document) {
+            (Item { reset: Some(reset), .. }, Some(kind), Some(id)) => Note::Reset(kind, id, reset.clone()),
+            (Item { dropped: Some(true), .. }, _, Some(id)) => Note::Dropped(id),
+            (Item { stubs: Some(stubs), .. }, ..) => Note::Stubs(stubs.clone()),
+            _ => Note::Unknown,
+        }
+    }
 }
 
 /// What became of items of a peer's log.

@@ -1,19 +1,24 @@
 //! Who is told about a document.
 //!
 //! A site tells central everything that it writes itself. Central tells a site what concerns it: its own
-//! document, the nodes at home or ever observed there, their tasks, and the workflows of those tasks. A
-//! document that comes into a site's scope is told from its first change on.
+//! document, the nodes at home there (or seen there while they have no home), their tasks, and the
+//! workflows of those tasks. A document that comes into a site's scope is told from its first change on. A
+//! node that leaves it is dropped: the site keeps it until everything of its own is acknowledged, then
+//! evicts it. So does a site that only saw a machine of another one. Dropping is never a deletion; where
+//! the machine belongs stays in the directory (see `directory`).
 //!
-//! Deliberately absent: the directory, whose stubs will take the place of whole documents at sites that
-//! a machine only visited, and leaving a scope: what a site was told once, it goes on being told.
+//! Deliberately absent: cache policies. A workflow that was told once stays.
 
-use rusqlite::params;
+use std::collections::BTreeSet;
+
+use rusqlite::{OptionalExtension, params};
 use sync::{
     document::{Document, Kind, contested, node, task},
     id::{DocumentId, Origin, SiteId},
+    wire::{Fingerprint, Item},
 };
 
-use crate::{StoreError, Tx, log::Row};
+use crate::{StoreError, Tx, directory, log::Row};
 
 /// Puts new changes of a document into the logs of all peers that they concern.
 pub(crate) fn spread(
@@ -30,14 +35,30 @@ pub(crate) fn spread(
             }
         }
         Origin::Central => {
-            let before = members(tx, doc)?;
-            for site in sites_of(kind, document) {
-                enter_dependencies(tx, site, kind, document)?;
-                enter(tx, site, doc)?;
+            if kind == Kind::Node {
+                directory::note(tx, document)?;
             }
-            for site in before {
+            let before = members(tx, doc)?;
+            let wanted = sites_of(kind, document);
+            for site in &wanted {
+                enter_dependencies(tx, *site, kind, document)?;
+                enter(tx, *site, doc)?;
+            }
+            for site in &before {
+                if is_bound(kind) && !wanted.contains(site) {
+                    leave(tx, *site, doc, kind, document.id(), changes)?;
+                    continue;
+                }
                 for change in changes {
-                    tell_unless_source(tx, Origin::Site(site), *change)?;
+                    tell_unless_source(tx, Origin::Site(*site), *change)?;
+                }
+            }
+            // Whoever wrote into what is not in its scope holds a copy that leaves it again.
+            if is_bound(kind) {
+                for site in writers(tx, changes)? {
+                    if !before.contains(&site) && !wanted.contains(&site) {
+                        leave(tx, site, doc, kind, document.id(), changes)?;
+                    }
                 }
             }
         }
@@ -45,14 +66,26 @@ pub(crate) fn spread(
     Ok(())
 }
 
+/// Kinds whose documents leave a site's scope again.
+fn is_bound(kind: Kind) -> bool {
+    match kind {
+        Kind::Node => true,
+        Kind::Site | Kind::Group | Kind::Workflow | Kind::Task => false,
+    }
+}
+
 fn sites_of(kind: Kind, document: &Document) -> Vec<SiteId> {
     match kind {
         Kind::Site => vec![document.id().into()],
         Kind::Node => {
             let home = contested::read(document, &node::home());
-            let home = home.newest().and_then(|side| side.value.home_site);
-            let observers = contested::keys(document, "observed");
-            home.into_iter().chain(observers.iter().filter_map(|key| key.parse().ok())).collect()
+            match home.newest().and_then(|side| side.value.home_site) {
+                Some(home) => vec![home],
+                None => {
+                    let observers = contested::keys(document, "observed");
+                    observers.iter().filter_map(|key| key.parse().ok()).collect()
+                }
+            }
         }
         Kind::Task => {
             let spec = contested::read(document, &task::spec());
@@ -86,13 +119,19 @@ fn enter_dependencies(
 /// Brings a document into the scope of a site and tells all of it, if it was not there already.
 fn enter(tx: &mut Tx<'_>, site: SiteId, doc: i64) -> Result<(), StoreError> {
     let peer = Origin::Site(site);
-    let entered = tx
+    let before: Option<bool> = tx
         .sql
-        .prepare_cached("INSERT OR IGNORE INTO scope (peer, doc) VALUES (?1, ?2)")?
-        .execute(params![peer.to_string(), doc])?;
-    if entered == 0 {
+        .prepare_cached("SELECT inside FROM scope WHERE peer = ?1 AND doc = ?2")?
+        .query_row(params![peer.to_string(), doc], |row| row.get(0))
+        .optional()?;
+    if before == Some(true) {
         return Ok(());
     }
+    tx.sql
+        .prepare_cached(
+            "INSERT INTO scope (peer, doc) VALUES (?1, ?2) ON CONFLICT (peer, doc) DO UPDATE SET inside = 1",
+        )?
+        .execute(params![peer.to_string(), doc])?;
     let all: Vec<i64> = {
         let mut statement =
             tx.sql.prepare_cached("SELECT change FROM changes WHERE doc = ?1 ORDER BY change")?;
@@ -100,13 +139,72 @@ fn enter(tx: &mut Tx<'_>, site: SiteId, doc: i64) -> Result<(), StoreError> {
         rows.collect::<Result<_, _>>()?
     };
     for change in all {
-        tell_unless_source(tx, peer, change)?;
+        if before.is_none() {
+            tell_unless_source(tx, peer, change)?;
+        } else {
+            // It was there and was evicted, with what the site wrote itself.
+            tx.tell(peer, Row::Change(change))?;
+        }
     }
     Ok(())
 }
 
+/// Tells a site that it need not hold a document any longer. `fresh` are changes of this very transaction,
+/// which the site was not told.
+fn leave(
+    tx: &mut Tx<'_>,
+    site: SiteId,
+    doc: i64,
+    kind: Kind,
+    id: DocumentId,
+    fresh: &[i64],
+) -> Result<(), StoreError> {
+    let peer = Origin::Site(site);
+    let known: Option<(bool, i64)> = tx
+        .sql
+        .prepare_cached("SELECT inside, upto FROM scope WHERE peer = ?1 AND doc = ?2")?
+        .query_row(params![peer.to_string(), doc], |row| Ok((row.get(0)?, row.get(1)?)))
+        .optional()?;
+    let (inside, upto) = known.unwrap_or((false, 0));
+    let oldest_fresh = fresh.iter().min().copied().unwrap_or(i64::MAX);
+    let mut held = Fingerprint::default();
+    {
+        let mut statement = tx.sql.prepare_cached(
+            "SELECT hash FROM changes WHERE doc = ?1
+                 AND (source = ?2 AND change > ?3 OR ?4 AND change < ?5)",
+        )?;
+        let upto = if inside { 0 } else { upto };
+        let mut rows = statement.query(params![doc, peer.to_string(), upto, inside, oldest_fresh])?;
+        while let Some(row) = rows.next()? {
+            held.remove(&row.get(0)?);
+        }
+    }
+    tx.sql
+        .prepare_cached(
+            "INSERT INTO scope (peer, doc, inside, upto)
+             VALUES (?1, ?2, 0, (SELECT max(change) FROM changes WHERE doc = ?2))
+             ON CONFLICT (peer, doc) DO UPDATE SET inside = 0, upto = excluded.upto",
+        )?
+        .execute(params![peer.to_string(), doc])?;
+    tx.tell_with(peer, Row::Note(Item::dropped(kind.number(), id).to_bytes()), held)
+}
+
+/// The sites that delivered these changes.
+fn writers(tx: &Tx<'_>, changes: &[i64]) -> Result<BTreeSet<SiteId>, StoreError> {
+    let mut sites = BTreeSet::new();
+    for change in changes {
+        let source: Option<String> = tx
+            .sql
+            .prepare_cached("SELECT source FROM changes WHERE change = ?1")?
+            .query_row([change], |row| row.get(0))?;
+        sites.extend(source.and_then(|source| source.parse::<SiteId>().ok()));
+    }
+    Ok(sites)
+}
+
 fn members(tx: &Tx<'_>, doc: i64) -> Result<Vec<SiteId>, StoreError> {
-    let mut statement = tx.sql.prepare_cached("SELECT peer FROM scope WHERE doc = ?1 ORDER BY peer")?;
+    let mut statement =
+        tx.sql.prepare_cached("SELECT peer FROM scope WHERE doc = ?1 AND inside = 1 ORDER BY peer")?;
     let peers: Vec<String> = statement.query_map([doc], |row| row.get(0))?.collect::<Result<_, _>>()?;
     Ok(peers.iter().filter_map(|peer| peer.parse().ok()).collect())
 }

@@ -10,7 +10,7 @@ use sync::{
         node::{self, Text},
         register::{Author, Entropy},
     },
-    engine::{Connection, Output},
+    engine::{Connection, Input, Output},
     id::{Incarnation, MacAddr, Origin, SiteId},
     journal::Event,
     time::{Hlc, Timestamp},
@@ -20,6 +20,7 @@ use sync::{
 use super::*;
 use crate::{
     command::{
+        boot::{Answered, answered as answered_boot},
         node::{NodeEdit, create as create_node, edit},
         site,
     },
@@ -238,4 +239,217 @@ fn a_batch_with_a_gap_changes_nothing() {
     let error = ingest(&store, 5, foreign_changes(lyon), Origin::Site(lyon)).unwrap_err();
     assert_eq!(error.to_string(), "batch of log items: it begins at 5 and 0 are here");
     assert_eq!(store.read(|view| view.peer(Origin::Site(lyon))).unwrap().pulled, 0);
+}
+
+/// Central and the stores of two sites, and what is carried between them.
+struct Fleet {
+    folder: tempfile::TempDir,
+    central: Store,
+    sites: Vec<(SiteId, Store)>,
+    number: u8,
+}
+
+impl Fleet {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let central = open(&folder.path().join("central"), Origin::Central, 1).unwrap();
+        let mut fleet = Fleet { folder, central, sites: vec![], number: 1 };
+        for name in ["lyon", "bern"] {
+            let given = fleet.given();
+            let id = fleet.central.run(given, move |tx| site::create(tx, name, "", "")).unwrap();
+            let number = fleet.given().entropy[0];
+            let store = open(&fleet.folder.path().join(name), Origin::Site(id), number).unwrap();
+            fleet.sites.push((id, store));
+        }
+        fleet.settle();
+        fleet
+    }
+
+    fn given(&mut self) -> Given {
+        self.number += 1;
+        given(self.number)
+    }
+
+    /// Carries what one replica has for another; `tamper` may change an item on its way.
+    fn carry(&mut self, from: &Store, to: &Store, tamper: impl Fn(&mut Item)) -> u64 {
+        let (source, target) = (from.origin(), to.origin());
+        let mut carried = 0;
+        loop {
+            let begin = to.read(|view| Ok(view.peer(source)?.pulled)).unwrap() + 1;
+            let connection = Connection(1);
+            let read = Output::Read { connection, peer: target, from: begin, max_bytes: 1 << 16 };
+            let Some(Input::Read { items, seal, .. }) = from.answer_now(read, self.given()).unwrap() else {
+                panic!("a replica reads its log");
+            };
+            if items.is_empty() {
+                return carried;
+            }
+            carried += items.len() as u64;
+            let position = begin + items.len() as u64 - 1;
+            let items = items
+                .iter()
+                .map(|bytes| {
+                    let mut item: Item = minicbor::decode(bytes).unwrap();
+                    tamper(&mut item);
+                    item.to_bytes()
+                })
+                .collect();
+            let taken = Output::Ingest { connection, peer: source, from: begin, items, seal };
+            to.answer_now(taken, self.given()).unwrap();
+            from.answer_now(Output::Acknowledged { peer: target, position }, self.given()).unwrap();
+        }
+    }
+
+    /// Carries everything both ways until nobody has anything to say.
+    fn settle(&mut self) {
+        loop {
+            let mut carried = 0;
+            for (_, site) in self.sites.clone() {
+                let central = self.central.clone();
+                let clock = NOW;
+                let peer = site.origin();
+                central.answer_now(Output::Heard { peer, clock, telemetry: None }, self.given()).unwrap();
+                carried += self.carry(&central, &site, |_| {}) + self.carry(&site, &central, |_| {});
+            }
+            if carried == 0 {
+                return;
+            }
+        }
+    }
+
+    /// Whether central finds that a site holds what it should.
+    fn agrees(&mut self, index: usize) -> Option<bool> {
+        let (id, site) = self.sites[index].clone();
+        let peer = Origin::Site(id);
+        let (pulled, pushed) = (
+            site.read(|view| Ok(view.peer(Origin::Central)?.pulled)).unwrap(),
+            self.central.read(|view| Ok(view.peer(peer)?.pulled)).unwrap(),
+        );
+        let connection = Connection(1);
+        let take = Output::TakeFingerprint { connection, pulled, pushed };
+        let Some(Input::Fingerprinted { fingerprint, .. }) = site.answer_now(take, self.given()).unwrap()
+        else {
+            panic!("a site sums up what it holds");
+        };
+        let compare = Output::Compare { connection, peer, pulled, pushed, fingerprint };
+        let central = self.central.clone();
+        match central.answer_now(compare, self.given()).unwrap() {
+            Some(Input::Compared { agrees, .. }) => agrees,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// A machine that nobody knows boots at a site, which adopts it.
+    fn adopt(&mut self, index: usize, mac: MacAddr) -> sync::id::NodeId {
+        let answered = Answered {
+            mac,
+            answer: "local disk".into(),
+            reason: "unknown".into(),
+            adopt: true,
+            booting: None,
+            local_disk: true,
+        };
+        let given = self.given();
+        let adopted = move |tx: &mut Tx<'_>| answered_boot(tx, &answered);
+        self.sites[index].1.run(given, adopted).unwrap().expect("adopted")
+    }
+
+    fn names(&self, store: &Store) -> Vec<String> {
+        let nodes = store.read(|view| view.nodes(&NodeFilter::default())).unwrap();
+        nodes.iter().map(|row| format!("{} `{}`", row.macs[0], row.hostname)).collect()
+    }
+}
+
+#[test]
+fn p9_a_site_that_only_saw_a_machine_keeps_its_place_in_the_directory_and_not_its_document() {
+    let mut fleet = Fleet::new();
+    let (lyon, bern) = (fleet.sites[0].clone(), fleet.sites[1].clone());
+    let given = fleet.given();
+    let node = fleet.central.run(given, move |tx| create_node(tx, MAC, lyon.0, "pos-1")).unwrap();
+    // Before bern hears of it, the machine boots there.
+    assert_eq!(fleet.adopt(1, MAC), node);
+    fleet.settle();
+    assert_eq!(fleet.names(&lyon.1), ["52:54:00:00:00:01 `pos-1`"]);
+    assert_eq!(fleet.names(&bern.1), Vec::<String>::new());
+    let row = bern.1.read(|view| view.directory(node)).unwrap().expect("it is in the directory");
+    assert_eq!((row.stub.home, row.stub.retired), (Some(lyon.0), false));
+    let documents = |store: &Store| store.read(|view| view.documents()).unwrap();
+    assert_eq!(documents(&bern.1).get("node"), None, "the document is gone");
+    let seen = fleet.central.read(|view| view.node(node)).unwrap().unwrap();
+    assert_eq!(seen.observed_by, [bern.0], "that it was seen there is known");
+    assert_eq!((fleet.agrees(0), fleet.agrees(1)), (Some(true), Some(true)));
+
+    // It boots there once more: the document is written by another actor, and leaves again.
+    fleet.adopt(1, MAC);
+    fleet.settle();
+    assert_eq!(documents(&bern.1).get("node"), None);
+    assert_eq!((fleet.agrees(0), fleet.agrees(1)), (Some(true), Some(true)));
+
+    // It moves: now bern holds it and lyon does not.
+    let given = fleet.given();
+    let moved = node::Home { home_site: Some(bern.0), home_epoch: 2, claim: None };
+    let id = node.into();
+    fleet
+        .central
+        .run(given, move |tx| {
+            tx.write(node::KIND, id, |edit| {
+                edit.set(&node::home(), &moved, "moved");
+            })
+        })
+        .unwrap();
+    fleet.settle();
+    assert_eq!(fleet.names(&lyon.1), Vec::<String>::new());
+    assert_eq!(fleet.names(&bern.1), ["52:54:00:00:00:01 `pos-1`"]);
+    assert_eq!(documents(&lyon.1).get("node"), None);
+    assert_eq!((fleet.agrees(0), fleet.agrees(1)), (Some(true), Some(true)));
+}
+
+#[test]
+fn h6_what_central_could_not_take_is_written_anew_and_both_hold_the_same() {
+    let mut fleet = Fleet::new();
+    let lyon = fleet.sites[0].clone();
+    let given = fleet.given();
+    let node = fleet.central.run(given, move |tx| create_node(tx, MAC, lyon.0, "pos-1")).unwrap();
+    fleet.settle();
+    let rename = |fleet: &mut Fleet, name: &str| {
+        let new = NodeEdit { hostname: Some(name.into()), ..NodeEdit::default() };
+        let given = fleet.given();
+        fleet.sites[0].1.run(given, move |tx| edit(tx, node, &new)).unwrap();
+    };
+    for name in ["till-1", "till-2", "till-3"] {
+        rename(&mut fleet, name);
+    }
+    // The second of three arrives damaged.
+    let (central, site) = (fleet.central.clone(), fleet.sites[0].1.clone());
+    let seen = std::cell::Cell::new(0);
+    fleet.carry(&site, &central, |item| {
+        if let Some(change) = &mut item.change {
+            seen.set(seen.get() + 1);
+            if seen.get() == 2 {
+                change[60] ^= 1;
+            }
+        }
+    });
+    assert_eq!(fleet.names(&central), ["52:54:00:00:00:01 `till-1`"]);
+    rename(&mut fleet, "till-4");
+    fleet.settle();
+    assert_eq!(fleet.names(&central), ["52:54:00:00:00:01 `till-4`"]);
+    assert_eq!(fleet.names(&site), ["52:54:00:00:00:01 `till-4`"]);
+    assert_eq!(fleet.agrees(0), Some(true));
+    let noted = site.read(|view| view.journal(&JournalFilter::default())).unwrap();
+    let resets: Vec<_> = noted
+        .iter()
+        .filter_map(|row| match &row.event {
+            Some(Event::DocumentReset { again, refused, .. }) => Some((*again, *refused)),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(resets, [(3, 0)], "the damaged one and the two that follow it");
+    // What is on the disk is what is in memory.
+    let id = fleet.sites[0].0;
+    drop((site, fleet.sites.remove(0)));
+    let again = open(&fleet.folder.path().join("lyon"), Origin::Site(id), 98).unwrap();
+    assert_eq!(fleet.names(&again), ["52:54:00:00:00:01 `till-4`"]);
+    again.run(fleet.given(), |tx| tx.rebuild_views()).unwrap();
+    assert_eq!(fleet.names(&again), ["52:54:00:00:00:01 `till-4`"]);
 }

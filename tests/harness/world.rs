@@ -310,7 +310,8 @@ impl World {
                     Output::Refused { reason, .. } => self.note(origin, format!("refused: {reason}")),
                     _ => {}
                 }
-                let grows = matches!(other, Output::Ingest { .. });
+                let grows =
+                    matches!(other, Output::Ingest { .. } | Output::Join { .. } | Output::Heard { .. });
                 let given = self.given("sync");
                 let answer = self.store(origin).answer_now(other, given).expect("the replica answers");
                 if let Some(input) = answer {

@@ -5,11 +5,16 @@
 CREATE TABLE meta (key TEXT NOT NULL UNIQUE, value BLOB NOT NULL) STRICT;
 
 -- One row per replicated document. `heads` are the sorted hashes, 32 bytes each; `sum` is the sum of the changes'
--- hashes modulo 2^128.
+-- hashes modulo 2^128. `actor` writes this document instead of the incarnation, which has another history of it.
+-- `dropped`: central told a site that the document leaves it, and something of the site's is still to be acknowledged.
+-- `resets`: how often in a row central did not take what the site wrote.
 CREATE TABLE documents (
     doc INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE, kind INTEGER NOT NULL, heads BLOB NOT NULL,
-    changes INTEGER NOT NULL DEFAULT 0, sum BLOB NOT NULL DEFAULT (zeroblob(16)), modified_at INTEGER NOT NULL DEFAULT 0, modified_by TEXT NOT NULL DEFAULT ''
+    changes INTEGER NOT NULL DEFAULT 0, sum BLOB NOT NULL DEFAULT (zeroblob(16)), modified_at INTEGER NOT NULL DEFAULT 0, modified_by TEXT NOT NULL DEFAULT '',
+    actor BLOB, dropped INTEGER NOT NULL DEFAULT 0, resets INTEGER NOT NULL DEFAULT 0
 ) STRICT;
+-- At a site: documents that were here once and left; whoever writes them again needs another actor.
+CREATE TABLE evicted (id BLOB NOT NULL UNIQUE) STRICT;
 -- State of a document up to and including change `upto`.
 CREATE TABLE snapshots (doc INTEGER PRIMARY KEY, upto INTEGER NOT NULL, bytes BLOB NOT NULL) STRICT;
 -- Every change but the genesis, in the order of arrival. `bytes` is absent once a snapshot covers it.
@@ -28,8 +33,9 @@ CREATE INDEX parked_by_document ON parked (id);
 -- Bytes of a peer that did not pass ingress.
 CREATE TABLE quarantine (
     item INTEGER PRIMARY KEY, peer TEXT NOT NULL, kind INTEGER NOT NULL, id BLOB NOT NULL, at INTEGER NOT NULL,
-    reason TEXT NOT NULL, bytes BLOB NOT NULL
+    reason TEXT NOT NULL, bytes BLOB NOT NULL, hash BLOB
 ) STRICT;
+CREATE INDEX quarantine_by_hash ON quarantine (hash) WHERE hash IS NOT NULL;
 
 -- `copied`: the fact was recorded again in a later life, because the peer has another entry of that number.
 CREATE TABLE journal (
@@ -37,27 +43,39 @@ CREATE TABLE journal (
     hash BLOB NOT NULL, bytes BLOB NOT NULL, copied INTEGER NOT NULL DEFAULT 0, UNIQUE (stream, incarnation, seq)
 ) STRICT;
 
--- What a peer is told, in order. Exactly one of `change` and `entry` is present. `changes` and `sum` are
+-- What a peer is told, in order. Exactly one of `change`, `entry` and `note`, the item itself, is
+-- present. `changes` and `sum` are
 -- the fingerprint over the changes up to this position.
 CREATE TABLE log (
-    item INTEGER PRIMARY KEY, peer TEXT NOT NULL, position INTEGER NOT NULL, change INTEGER, entry INTEGER,
+    item INTEGER PRIMARY KEY, peer TEXT NOT NULL, position INTEGER NOT NULL, change INTEGER, entry INTEGER, note BLOB,
     rolling BLOB NOT NULL, changes INTEGER NOT NULL, sum BLOB NOT NULL, UNIQUE (peer, position)
 ) STRICT;
 CREATE INDEX log_by_change ON log (change, peer) WHERE change IS NOT NULL;
 CREATE INDEX log_by_entry ON log (entry, peer) WHERE entry IS NOT NULL;
 -- `life` is the life of the peer's database that the positions are counted in. `anew`: the logs begin anew and both
 -- sides have not yet found out what each lacks. `common_entry`: up to this entry of our journal the peer has all.
--- `settled`: before this position of our log the peer may lack what both found out.
+-- `settled`: before this position of our log the peer may lack what both found out. `directory`: how much of the
+-- directory was told.
 CREATE TABLE peers (
     peer TEXT NOT NULL UNIQUE,
     pulled INTEGER NOT NULL DEFAULT 0, pulled_rolling BLOB NOT NULL DEFAULT (zeroblob(16)),
     acknowledged INTEGER NOT NULL DEFAULT 0, seal BLOB, life BLOB, anew INTEGER NOT NULL DEFAULT 0,
-    common_entry INTEGER NOT NULL DEFAULT 0, settled INTEGER NOT NULL DEFAULT 0,
+    common_entry INTEGER NOT NULL DEFAULT 0, settled INTEGER NOT NULL DEFAULT 0, directory INTEGER NOT NULL DEFAULT 0,
     heard_at INTEGER, clock INTEGER, telemetry BLOB, refused TEXT,
     agrees INTEGER, compared_at INTEGER
 ) STRICT;
--- At central: which documents a site is told about.
-CREATE TABLE scope (peer TEXT NOT NULL, doc INTEGER NOT NULL, UNIQUE (peer, doc)) STRICT;
+-- At central: which documents a site is told about (`inside`), or was once: then the site holds what it wrote itself
+-- after change `upto`.
+CREATE TABLE scope (
+    peer TEXT NOT NULL, doc INTEGER NOT NULL, inside INTEGER NOT NULL DEFAULT 1, upto INTEGER NOT NULL DEFAULT 0,
+    UNIQUE (peer, doc)
+) STRICT;
+-- The machines of the fleet and where they belong. At central `seq` is the order of the last changes; a site has been
+-- told up to `peers.directory`. At a site `at` is central's time of the news.
+CREATE TABLE directory (
+    seq INTEGER PRIMARY KEY, node BLOB NOT NULL UNIQUE, home BLOB, home_epoch INTEGER NOT NULL, retired INTEGER NOT NULL,
+    at INTEGER NOT NULL
+) STRICT;
 -- At central: enrolment tokens by the digest of their secret.
 CREATE TABLE tokens (
     hash BLOB NOT NULL UNIQUE, site BLOB NOT NULL, name TEXT NOT NULL, created_at INTEGER NOT NULL,

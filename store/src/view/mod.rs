@@ -95,13 +95,29 @@ pub(crate) fn refresh(sql: &Connection, doc: i64, document: &Document) -> Result
     }
 }
 
+/// Drops the derived rows of one document.
+pub(crate) fn forget(sql: &Connection, doc: i64, kind: Kind) -> Result<(), StoreError> {
+    let tables: &[&str] = match kind {
+        Kind::Site => &["view_sites"],
+        Kind::Group => &[],
+        Kind::Node => &["view_nodes", "view_macs"],
+        Kind::Workflow => &["view_workflows"],
+        Kind::Task => &["view_tasks"],
+    };
+    for table in tables {
+        sql.prepare_cached(&format!("DELETE FROM {table} WHERE doc = ?1"))?.execute([doc])?;
+    }
+    Ok(())
+}
+
 /// Drops all derived rows and makes them again from the documents.
 pub(crate) fn rebuild(sql: &Connection) -> Result<(), StoreError> {
     sql.execute_batch(
         "DELETE FROM view_sites; DELETE FROM view_nodes; DELETE FROM view_macs; DELETE FROM view_tasks;
          DELETE FROM view_workflows;",
     )?;
-    let mut statement = sql.prepare("SELECT doc, kind, id FROM documents WHERE changes > 0 ORDER BY doc")?;
+    let mut statement =
+        sql.prepare("SELECT doc, kind, id FROM documents WHERE changes > 0 AND dropped = 0 ORDER BY doc")?;
     let rows: Vec<(i64, u8, [u8; 16])> = statement
         .query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?
         .collect::<Result<_, _>>()?;

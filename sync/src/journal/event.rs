@@ -319,4 +319,42 @@ pub enum Event {
         #[n(3)]
         entries: u64,
     },
+    /// Central did not take everything that this site wrote into a document.
+    #[n(24)]
+    DocumentReset {
+        /// Kind of the document.
+        #[n(0)]
+        kind: String,
+        /// The document.
+        #[n(1)]
+        document: DocumentId,
+        /// Changes that were written anew.
+        #[n(2)]
+        again: u64,
+        /// Changes that were not.
+        #[n(3)]
+        refused: u64,
+        /// Why, for the first of them.
+        #[n(4)]
+        reason: String,
+    },
+    /// Somebody at this site wrote what the site may not write, and central took it back.
+    #[n(25)]
+    WriteRefused {
+        /// Kind of the document.
+        #[n(0)]
+        kind: String,
+        /// The document.
+        #[n(1)]
+        document: DocumentId,
+        /// Path of the register.
+        #[n(2)]
+        path: String,
+        /// Who wrote it.
+        #[n(3)]
+        by: String,
+        /// Why not.
+        #[n(4)]
+        reason: String,
+    },
 }

@@ -4,7 +4,7 @@ use minicbor::{Decode, Encode};
 
 use super::Versions;
 use crate::{
-    id::{DocumentId, Incarnation, SiteId},
+    id::{DocumentId, Incarnation, NodeId, SiteId},
     time::Timestamp,
 };
 
@@ -134,7 +134,7 @@ impl<'b, C> Decode<'b, C> for Fingerprint {
 }
 
 /// One item of a log. Its encoding is what the rolling hash covers.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
 #[cbor(map)]
 pub struct Item {
     /// Number of the document's kind, for a change.
@@ -152,17 +152,91 @@ pub struct Item {
     /// Beside a change that central told once: by it central knows the change again, whoever brings it.
     #[n(4)]
     pub seal: Option<Seal>,
+    /// From central: the document leaves what the site holds. Never a deletion: it lives on elsewhere.
+    #[n(5)]
+    pub dropped: Option<bool>,
+    /// From central: machines and where they belong.
+    #[n(6)]
+    pub stubs: Option<Vec<Stub>>,
+    /// From central: it did not take everything that the site wrote into the document.
+    #[n(7)]
+    pub reset: Option<Reset>,
+}
+
+/// What every site knows of a machine that is not its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Stub {
+    /// The machine.
+    #[n(0)]
+    pub node: NodeId,
+    /// Where it is at home.
+    #[n(1)]
+    pub home: Option<SiteId>,
+    /// Number of moves.
+    #[n(2)]
+    pub home_epoch: u64,
+    /// Never to be served again.
+    #[n(3)]
+    pub retired: bool,
+}
+
+/// What central took of a document, and what it did not. The site brings its copy to that, and writes the
+/// rest anew, but for what was refused.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Reset {
+    /// Central's heads of the document, 32 bytes each, ascending; none where it holds the genesis only.
+    #[cbor(n(0), with = "minicbor::bytes")]
+    pub heads: Vec<u8>,
+    /// Up to this position of the site's log nothing more of the document will be taken.
+    #[n(1)]
+    pub upto: u64,
+    /// Changes that were not taken.
+    #[n(2)]
+    pub refused: Vec<Refusal>,
+}
+
+/// A change that was not taken.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Refusal {
+    /// Its hash; of bytes that are no change, of nothing.
+    #[cbor(n(0), with = "minicbor::bytes")]
+    pub change: Vec<u8>,
+    /// Whether the site may not write that. Otherwise the bytes were not sound, and what they say is
+    /// written anew.
+    #[n(1)]
+    pub denied: bool,
+    /// Why, for people.
+    #[n(2)]
+    pub reason: String,
 }
 
 impl Item {
     /// A change of a document.
     pub fn change(kind: u8, document: DocumentId, change: Vec<u8>) -> Self {
-        Item { kind: Some(kind), document: Some(document), change: Some(change), entry: None, seal: None }
+        Item { kind: Some(kind), document: Some(document), change: Some(change), ..Item::default() }
     }
 
     /// A journal entry.
     pub fn entry(entry: Vec<u8>) -> Self {
-        Item { kind: None, document: None, change: None, entry: Some(entry), seal: None }
+        Item { entry: Some(entry), ..Item::default() }
+    }
+
+    /// That a document leaves what the site holds.
+    pub fn dropped(kind: u8, document: DocumentId) -> Self {
+        Item { kind: Some(kind), document: Some(document), dropped: Some(true), ..Item::default() }
+    }
+
+    /// Machines and where they belong.
+    pub fn stubs(stubs: Vec<Stub>) -> Self {
+        Item { stubs: Some(stubs), ..Item::default() }
+    }
+
+    /// What was taken of a document, and what was not.
+    pub fn reset(kind: u8, document: DocumentId, reset: Reset) -> Self {
+        Item { kind: Some(kind), document: Some(document), reset: Some(reset), ..Item::default() }
     }
 
     /// The bytes that are sent and hashed.

@@ -10,6 +10,7 @@ pub mod version;
 
 pub use frame::{FrameError, MAX_FRAME, decode, encode};
 pub use message::{
-    Cursor, Fingerprint, Holding, Holdings, Item, Message, Rolling, Seal, StreamHead, Telemetry,
+    Cursor, Fingerprint, Holding, Holdings, Item, Message, Refusal, Reset, Rolling, Seal, StreamHead, Stub,
+    Telemetry,
 };
 pub use version::Versions;
