@@ -7,8 +7,8 @@ use store::{
 };
 use sync::{
     document::site::Effective,
-    id::{MacAddr, Origin, SiteId},
-    policy::{LinkState, TaskState, order},
+    id::{MacAddr, NodeId, Origin, SiteId},
+    policy::{LinkState, NodeState, Wanted, order},
     time::Timestamp,
 };
 
@@ -28,7 +28,7 @@ pub fn of(
 ) -> Result<View, StoreError> {
     let machine = match view.node_by_mac(mac)? {
         Some(node) => Some(machine(view, blobs, here, &node, now)?),
-        None => None,
+        None => stranger(view, here, mac)?,
     };
     let before =
         view.boot(mac)?.map(|boot| Before { answer: boot.answer, reason: boot.reason, count: boot.count });
@@ -75,6 +75,24 @@ fn machine(
     })
 }
 
+/// A machine that this site does not hold, as far as the directory knows it. Whatever is said of it says
+/// how old that is.
+fn stranger(view: &store::View<'_>, here: SiteId, mac: MacAddr) -> Result<Option<Machine>, StoreError> {
+    let node = NodeId::of(mac);
+    let Some(row) = view.directory(node)? else { return Ok(None) };
+    let home = match row.stub.home {
+        Some(home) if home == here => Home::Here,
+        Some(home) => Home::Elsewhere(format!("{home} (directory as of {})", row.at)),
+        None => Home::Nowhere,
+    };
+    let wanted = if row.stub.retired { Wanted::Retired } else { Wanted::Keep };
+    if (&home, wanted) == (&Home::Nowhere, Wanted::Keep) {
+        // Nobody's machine is unknown here all the same.
+        return Ok(None);
+    }
+    Ok(Some(Machine { node, home, state: NodeState::Discovered, wanted, error: None, task: None }))
+}
+
 /// The task that matters: one whose order was consumed before any other, because its disk is half written,
 /// also when somebody who had not seen that cancelled it.
 fn open_task(view: &store::View<'_>, here: SiteId, node: &NodeRow) -> Result<Option<TaskRow>, StoreError> {
@@ -93,11 +111,7 @@ fn task(
     row: &TaskRow,
     now: Timestamp,
 ) -> Result<Task, StoreError> {
-    let mut circumstances = view.circumstances(row, node, here, None, now)?;
-    // A person approves the hardware, which the machine can report only once it has booted. The go-ahead
-    // to write asks again, without this exception.
-    circumstances.approved |= row.approved.is_none()
-        && matches!(row.state, TaskState::Pending | TaskState::Ready | TaskState::Booting);
+    let circumstances = view.circumstances(row, node, here, None, now)?;
     Ok(Task {
         id: row.id,
         attempt: row.order.as_ref().map_or(1, |order| order.attempt),
@@ -150,4 +164,50 @@ fn files(view: &store::View<'_>, blobs: &Blobs, row: &TaskRow) -> Result<Files, 
             kernel_args: version.kernel_args.clone(),
         }),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use store::{
+        Opening, Store,
+        command::{node, site},
+    };
+    use sync::engine::Output;
+
+    use super::*;
+    use crate::{event_loop::Edge, testing};
+
+    #[test]
+    fn p9_a_machine_of_another_site_is_known_by_the_directory_and_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let edge = Edge::start();
+        let open = |name: &str, origin| {
+            let given = edge.given("test");
+            Store::open(&Opening { folder: folder.path().join(name), origin, given }).unwrap()
+        };
+        let central = open("central", Origin::Central);
+        let create = |name: &'static str| {
+            central.run(edge.given("test"), move |tx| site::create(tx, name, "", "")).unwrap()
+        };
+        let (lyon, bern) = (create("lyon"), create("bern"));
+        let mac = MacAddr([2, 0, 0, 0, 0, 9]);
+        central.run(edge.given("test"), move |tx| node::create(tx, mac, bern, "pos-1")).unwrap();
+        let here = open("lyon", Origin::Site(lyon));
+        testing::replicate(&central, &here, edge);
+        let seen = |store: &Store| {
+            let now = Timestamp(1_795_000_000_000);
+            let view =
+                store.read(|view| of(view, store.blobs(), lyon, mac, LinkState::Offline, now)).unwrap();
+            let decision = crate::boot::decide::decide(&view);
+            let reason = decision.reason.to_string();
+            reason.split(" (directory as of").next().unwrap().replace(&bern.to_string(), "BERN")
+        };
+        let heard = Output::Heard { peer: Origin::Site(lyon), clock: Timestamp(0), telemetry: None };
+        let before = seen(&here);
+        central.answer_now(heard, edge.given("test")).unwrap();
+        testing::replicate(&central, &here, edge);
+        expect_test::expect![[r#"
+            the machine is unknown here; register it at central or let this site adopt
+            this machine belongs to site BERN"#]].assert_eq(&format!("{before}\n{}", seen(&here)));
+    }
 }
