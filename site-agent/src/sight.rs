@@ -208,6 +208,7 @@ mod tests {
         testing::replicate(&central, &here, edge);
         expect_test::expect![[r#"
             the machine is unknown here; register it at central or let this site adopt
-            this machine belongs to site BERN"#]].assert_eq(&format!("{before}\n{}", seen(&here)));
+            this machine belongs to site BERN"#]]
+        .assert_eq(&format!("{before}\n{}", seen(&here)));
     }
 }

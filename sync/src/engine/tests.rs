@@ -379,7 +379,7 @@ fn h5_a_reconnect_with_nothing_changed_takes_one_round_trip() {
     pair.cut = false;
     pair.run(seconds(146));
     // Hello, HelloOk, and one heartbeat each way that carries the clock and the site's telemetry.
-    expect_test::expect!["4 frames, 227 bytes, central up, central agrees: true, site up, site agrees: true"]
+    expect_test::expect!["4 frames, 205 bytes, central up, central agrees: true, site up, site agrees: true"]
         .assert_eq(&format!("{} frames, {} bytes, {}", pair.frames, pair.bytes, pair.notices.join(", ")));
 }
 
@@ -406,12 +406,12 @@ fn h5_a_site_that_went_back_in_time_begins_another_life_and_both_join() {
         site down: the link was cut
         central down: the link was cut
         central up
-        site forked, life ends: true: central has 2 items of this site's log, which are not the ones that were sent; the site or central was restored from a backup
-        site refused: central has 2 items of this site's log, which are not the ones that were sent; the site or central was restored from a backup
-        site closes: central has 2 items of this site's log, which are not the ones that were sent; the site or central was restored from a backup
-        central refused: central has 2 items of this site's log, which are not the ones that were sent; the site or central was restored from a backup
-        central closes: central has 2 items of this site's log, which are not the ones that were sent; the site or central was restored from a backup
-        central down: central has 2 items of this site's log, which are not the ones that were sent; the site or central was restored from a backup
+        site forked, life ends: true: central has 2 items of this site's log, which are not the ones that were sent; the site's database went back in time
+        site refused: central has 2 items of this site's log, which are not the ones that were sent; the site's database went back in time
+        site closes: central has 2 items of this site's log, which are not the ones that were sent; the site's database went back in time
+        central refused: central has 2 items of this site's log, which are not the ones that were sent; the site's database went back in time
+        central closes: central has 2 items of this site's log, which are not the ones that were sent; the site's database went back in time
+        central down: central has 2 items of this site's log, which are not the ones that were sent; the site's database went back in time
         central up
         site up
         central agrees: true
