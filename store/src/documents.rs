@@ -5,12 +5,17 @@ use rusqlite::{OptionalExtension, params};
 use sync::{
     document::{Document, Kind, register::Edit},
     id::{DocumentId, Origin},
-    ingress::{self, Authority, Outcome, UnknownKeys},
+    ingress::{self, Authority, Outcome, UnknownKeys, Write},
     journal::Event,
     wire::{Fingerprint, Seal},
 };
 
-use crate::{StoreError, Tx, log::signed, scope, view};
+use crate::{
+    StoreError, Tx,
+    authority::{Judge, Position},
+    log::signed,
+    scope, view,
+};
 
 /// A document is compacted when this many changes follow its snapshot …
 const TAIL_CHANGES: i64 = 32;
@@ -66,25 +71,25 @@ impl Tx<'_> {
         if self.kind_of(doc)? != kind {
             let mut admitted = Admitted::default();
             for bytes in batch {
-                self.quarantine(kind, id, peer, bytes, "the document is of another kind")?;
+                self.quarantine(kind, id, peer, bytes, false, "the document is of another kind")?;
                 admitted.rejected += 1;
             }
             return Ok(admitted);
         }
-        let mut admitted = self.admit_once(doc, kind, id, batch, seals, peer)?;
-        // What arrived may be what parked changes waited for.
-        while admitted.accepted > 0 {
-            let waiting = self.take_parked(id)?;
-            if waiting.is_empty() {
-                break;
-            }
-            let (waiting, seals): (Vec<_>, Vec<_>) = waiting.into_iter().unzip();
-            let again = self.admit_once(doc, kind, id, &waiting, &seals, peer)?;
-            admitted.ours_came_back |= again.ours_came_back;
-            admitted.accepted += again.accepted;
-            admitted.rejected += again.rejected;
-            if again.accepted == 0 {
-                break;
+        let from = self.position(peer)?;
+        let mut admitted = self.admit_once(doc, kind, id, batch, seals, from)?;
+        let mut goes_on = admitted.accepted > 0;
+        // What arrived may be what parked changes waited for, also those that somebody else delivered.
+        while goes_on {
+            goes_on = false;
+            for (from, waiting) in self.take_parked(id)? {
+                let (waiting, seals): (Vec<_>, Vec<_>) = waiting.into_iter().unzip();
+                let again = self.admit_once(doc, kind, id, &waiting, &seals, from)?;
+                goes_on |= again.accepted > 0;
+                admitted.ours_came_back |= again.ours_came_back;
+                admitted.accepted += again.accepted;
+                admitted.denied += again.denied;
+                admitted.rejected += again.rejected;
             }
         }
         Ok(admitted)
@@ -97,10 +102,12 @@ impl Tx<'_> {
         id: DocumentId,
         batch: &[Vec<u8>],
         seals: &[Option<Seal>],
-        peer: Origin,
+        from: Position,
     ) -> Result<Admitted, StoreError> {
+        let peer = from.peer;
         self.open(doc, kind, id)?;
         self.touched.insert(doc);
+        let judge = self.judge(from, id, batch, seals)?;
         let unknown = match self.state.origin {
             Origin::Central => UnknownKeys::Refuse,
             // Central may run a newer program; what it adds is kept although it is not understood here.
@@ -108,7 +115,16 @@ impl Tx<'_> {
         };
         let document = self.state.open.get(&doc).expect("it was just opened");
         let slices: Vec<&[u8]> = batch.iter().map(Vec::as_slice).collect();
-        let admission = ingress::admit(document, &slices, unknown, Authority::Trusted);
+        let admission = match &judge {
+            None => ingress::admit(document, &slices, unknown, Authority::Trusted),
+            Some(judge) => {
+                let ask = |document: &Document, change: &Change, writes: &[Write]| {
+                    judge.ask(document, change, writes)
+                };
+                ingress::admit(document, &slices, unknown, Authority::Judged(&ask))
+            }
+        };
+        judge.map_or(Ok(()), Judge::end)?;
         if let Some(document) = admission.document {
             self.state.open.insert(doc, document);
         }
@@ -119,6 +135,7 @@ impl Tx<'_> {
                 Outcome::Accept(verified) => {
                     let change = self.insert_change(doc, &verified.change, Some(peer))?;
                     self.keep_seal(change, *seal)?;
+                    self.know_again((kind, id), &verified)?;
                     fresh.push(change);
                     admitted.accepted += 1;
                     admitted.ours_came_back |=
@@ -132,15 +149,15 @@ impl Tx<'_> {
                 }
                 Outcome::Duplicate => {}
                 Outcome::Park { .. } => {
-                    self.park(kind, id, bytes, *seal, peer)?;
+                    self.park(kind, id, bytes, *seal, from)?;
                     admitted.parked += 1;
                 }
                 Outcome::Deny(denied) => {
-                    self.quarantine(kind, id, peer, bytes, &denied.to_string())?;
-                    admitted.rejected += 1;
+                    self.quarantine(kind, id, peer, bytes, true, &denied.to_string())?;
+                    admitted.denied += 1;
                 }
                 Outcome::Reject(rejection) => {
-                    self.quarantine(kind, id, peer, bytes, &rejection.to_string())?;
+                    self.quarantine(kind, id, peer, bytes, false, &rejection.to_string())?;
                     admitted.rejected += 1;
                 }
             }
@@ -270,36 +287,48 @@ impl Tx<'_> {
         id: DocumentId,
         bytes: &[u8],
         seal: Option<Seal>,
-        peer: Origin,
+        from: Position,
     ) -> Result<(), StoreError> {
         let hash = ingress::parse(bytes).map(|parsed| parsed.hash()).map_err(|rejection| {
             StoreError::Malformed { what: "a change that was to be parked", why: rejection.to_string() }
         })?;
         self.sql
             .prepare_cached(
-                "INSERT OR IGNORE INTO parked (id, kind, hash, source, bytes, seal) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+                "INSERT OR IGNORE INTO parked (id, kind, hash, source, epoch, bytes, seal)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
             )?
             .execute(params![
                 id.as_bytes(),
                 kind.number(),
                 hash.0,
-                peer.to_string(),
+                from.peer.to_string(),
+                signed(from.epoch),
                 bytes,
                 seal.map(|seal| seal.0)
             ])?;
         Ok(())
     }
 
-    fn take_parked(&self, id: DocumentId) -> Result<Vec<Sealed>, StoreError> {
-        let waiting = self
+    /// Takes what waits for a document, in runs that were delivered at one position.
+    fn take_parked(&self, id: DocumentId) -> Result<Vec<(Position, Vec<Sealed>)>, StoreError> {
+        let mut runs: Vec<(Position, Vec<Sealed>)> = Vec::new();
+        let mut statement = self
             .sql
-            .prepare_cached("SELECT bytes, seal FROM parked WHERE id = ?1 ORDER BY rowid")?
-            .query_map([id.as_bytes()], |row| {
-                Ok((row.get(0)?, row.get::<_, Option<[u8; 16]>>(1)?.map(Seal)))
-            })?
-            .collect::<Result<_, _>>()?;
+            .prepare_cached("SELECT source, epoch, bytes, seal FROM parked WHERE id = ?1 ORDER BY rowid")?;
+        let mut rows = statement.query([id.as_bytes()])?;
+        while let Some(row) = rows.next()? {
+            let source: String = row.get(0)?;
+            let from = Position { peer: source.parse()?, epoch: row.get::<_, i64>(1)?.unsigned_abs() };
+            let sealed = (row.get(2)?, row.get::<_, Option<[u8; 16]>>(3)?.map(Seal));
+            match runs.last_mut() {
+                Some((last, batch)) if *last == from => batch.push(sealed),
+                Some(_) | None => runs.push((from, vec![sealed])),
+            }
+        }
+        drop(rows);
+        drop(statement);
         self.sql.prepare_cached("DELETE FROM parked WHERE id = ?1")?.execute([id.as_bytes()])?;
-        Ok(waiting)
+        Ok(runs)
     }
 
     pub(crate) fn quarantine(
@@ -308,17 +337,20 @@ impl Tx<'_> {
         id: DocumentId,
         peer: Origin,
         bytes: &[u8],
+        denied: bool,
         reason: &str,
     ) -> Result<(), StoreError> {
         self.sql
             .prepare_cached(
-                "INSERT INTO quarantine (peer, kind, id, at, reason, bytes) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+                "INSERT INTO quarantine (peer, kind, id, at, denied, reason, bytes)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
             )?
             .execute(params![
                 peer.to_string(),
                 kind.number(),
                 id.as_bytes(),
                 signed(self.given.now.0),
+                denied,
                 reason,
                 bytes
             ])?;
@@ -335,6 +367,8 @@ type Sealed = (Vec<u8>, Option<Seal>);
 pub(crate) struct Admitted {
     pub(crate) accepted: usize,
     pub(crate) parked: usize,
+    /// Sound, and not the peer's to write.
+    pub(crate) denied: usize,
     pub(crate) rejected: usize,
     /// A change of our own actor that was not here.
     pub(crate) ours_came_back: bool,
