@@ -5,12 +5,17 @@ use rusqlite::{OptionalExtension, params};
 use sync::{
     document::{Author, Document, Kind, register::Edit},
     id::{DocumentId, Incarnation, Origin},
-    ingress::{self, Authority, Outcome, UnknownKeys},
+    ingress::{self, Authority, Outcome, UnknownKeys, Write},
     journal::Event,
     wire::{Fingerprint, Refusal, Seal},
 };
 
-use crate::{StoreError, Tx, log::signed, scope, view};
+use crate::{
+    StoreError, Tx,
+    authority::{Judge, Position},
+    log::signed,
+    scope, view,
+};
 
 /// Changes of one document by one peer that wait for others at most.
 const MAX_PARKED: i64 = 1_000;
@@ -73,18 +78,20 @@ impl Tx<'_> {
         let doc = self.ensure(kind, id)?;
         if self.kind_of(doc)? != kind {
             for bytes in batch {
-                self.quarantine(kind, id, peer, bytes, "the document is of another kind")?;
+                self.quarantine(kind, id, peer, bytes, false, "the document is of another kind")?;
             }
             return Ok(Admitted::default());
         }
-        let mut admitted = self.admit_once(doc, kind, id, batch, seals, peer)?;
-        // What arrived may be what parked changes waited for, whoever brought those.
-        let mut progress = admitted.accepted > 0;
-        while progress {
-            progress = false;
-            for (source, (bytes, seal)) in self.take_parked(id)? {
-                let again = self.admit_once(doc, kind, id, &[bytes], &[seal], source)?;
-                progress |= again.accepted > 0;
+        let from = self.position(peer)?;
+        let mut admitted = self.admit_once(doc, kind, id, batch, seals, from)?;
+        let mut goes_on = admitted.accepted > 0;
+        // What arrived may be what parked changes waited for, also those that somebody else delivered.
+        while goes_on {
+            goes_on = false;
+            for (from, waiting) in self.take_parked(id)? {
+                let (waiting, seals): (Vec<_>, Vec<_>) = waiting.into_iter().unzip();
+                let again = self.admit_once(doc, kind, id, &waiting, &seals, from)?;
+                goes_on |= again.accepted > 0;
                 admitted.ours_came_back |= again.ours_came_back;
                 admitted.accepted += again.accepted;
                 admitted.refused.extend(again.refused);
@@ -104,10 +111,12 @@ impl Tx<'_> {
         id: DocumentId,
         batch: &[Vec<u8>],
         seals: &[Option<Seal>],
-        peer: Origin,
+        from: Position,
     ) -> Result<Admitted, StoreError> {
+        let peer = from.peer;
         self.open(doc, kind, id)?;
         self.touched.insert(doc);
+        let judge = self.judge(from, id, batch, seals)?;
         let unknown = match self.state.origin {
             Origin::Central => UnknownKeys::Refuse,
             // Central may run a newer program; what it adds is kept although it is not understood here.
@@ -115,7 +124,16 @@ impl Tx<'_> {
         };
         let document = self.state.open.get(&doc).expect("it was just opened");
         let slices: Vec<&[u8]> = batch.iter().map(Vec::as_slice).collect();
-        let admission = ingress::admit(document, &slices, unknown, Authority::Trusted);
+        let admission = match &judge {
+            None => ingress::admit(document, &slices, unknown, Authority::Trusted),
+            Some(judge) => {
+                let ask = |document: &Document, change: &Change, writes: &[Write]| {
+                    judge.ask(document, change, writes)
+                };
+                ingress::admit(document, &slices, unknown, Authority::Judged(&ask))
+            }
+        };
+        judge.map_or(Ok(()), Judge::end)?;
         if let Some(document) = admission.document {
             self.state.open.insert(doc, document);
         }
@@ -126,6 +144,7 @@ impl Tx<'_> {
                 Outcome::Accept(verified) => {
                     let change = self.insert_change(doc, &verified.change, Some(peer))?;
                     self.keep_seal(change, *seal)?;
+                    self.know_again((kind, id), &verified)?;
                     fresh.push(change);
                     admitted.accepted += 1;
                     admitted.ours_came_back |=
@@ -141,22 +160,22 @@ impl Tx<'_> {
                 Outcome::Park { .. } if self.parked_of(id, peer)? >= MAX_PARKED => {
                     let reason = format!("{MAX_PARKED} changes of the document wait already");
                     admitted.refuse(bytes, false, reason.clone());
-                    self.quarantine(kind, id, peer, bytes, &reason)?;
+                    self.quarantine(kind, id, peer, bytes, false, &reason)?;
                 }
                 Outcome::Park { missing } if self.waits_in_vain(&missing)? => {
-                    self.quarantine(kind, id, peer, bytes, "it follows a change that was set aside")?;
+                    self.quarantine(kind, id, peer, bytes, false, "it follows a change that was set aside")?;
                 }
                 Outcome::Park { .. } => {
-                    self.park(kind, id, bytes, *seal, peer)?;
+                    self.park(kind, id, bytes, *seal, from)?;
                     admitted.parked += 1;
                 }
                 Outcome::Deny(denied) => {
                     admitted.refuse(bytes, true, denied.to_string());
-                    self.quarantine(kind, id, peer, bytes, &denied.to_string())?;
+                    self.quarantine(kind, id, peer, bytes, true, &denied.to_string())?;
                 }
                 Outcome::Reject(rejection) => {
                     admitted.refuse(bytes, false, rejection.to_string());
-                    self.quarantine(kind, id, peer, bytes, &rejection.to_string())?;
+                    self.quarantine(kind, id, peer, bytes, false, &rejection.to_string())?;
                 }
             }
         }
@@ -362,20 +381,22 @@ impl Tx<'_> {
         id: DocumentId,
         bytes: &[u8],
         seal: Option<Seal>,
-        peer: Origin,
+        from: Position,
     ) -> Result<(), StoreError> {
         let hash = ingress::parse(bytes).map(|parsed| parsed.hash()).map_err(|rejection| {
             StoreError::Malformed { what: "a change that was to be parked", why: rejection.to_string() }
         })?;
         self.sql
             .prepare_cached(
-                "INSERT OR IGNORE INTO parked (id, kind, hash, source, bytes, seal) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+                "INSERT OR IGNORE INTO parked (id, kind, hash, source, epoch, bytes, seal)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
             )?
             .execute(params![
                 id.as_bytes(),
                 kind.number(),
                 hash.0,
-                peer.to_string(),
+                from.peer.to_string(),
+                signed(from.epoch),
                 bytes,
                 seal.map(|seal| seal.0)
             ])?;
@@ -400,18 +421,26 @@ impl Tx<'_> {
         Ok(false)
     }
 
-    fn take_parked(&self, id: DocumentId) -> Result<Vec<(Origin, Sealed)>, StoreError> {
-        let waiting = self
+    /// Takes what waits for a document, in runs that were delivered at one position.
+    fn take_parked(&self, id: DocumentId) -> Result<Vec<(Position, Vec<Sealed>)>, StoreError> {
+        let mut runs: Vec<(Position, Vec<Sealed>)> = Vec::new();
+        let mut statement = self
             .sql
-            .prepare_cached("SELECT source, bytes, seal FROM parked WHERE id = ?1 ORDER BY rowid")?
-            .query_map([id.as_bytes()], |row| {
-                let sealed = (row.get(1)?, row.get::<_, Option<[u8; 16]>>(2)?.map(Seal));
-                Ok((row.get::<_, String>(0)?, sealed))
-            })?
-            .map(|row| row.map_err(StoreError::from).and_then(|(source, it)| Ok((source.parse()?, it))))
-            .collect::<Result<_, StoreError>>()?;
+            .prepare_cached("SELECT source, epoch, bytes, seal FROM parked WHERE id = ?1 ORDER BY rowid")?;
+        let mut rows = statement.query([id.as_bytes()])?;
+        while let Some(row) = rows.next()? {
+            let source: String = row.get(0)?;
+            let from = Position { peer: source.parse()?, epoch: row.get::<_, i64>(1)?.unsigned_abs() };
+            let sealed = (row.get(2)?, row.get::<_, Option<[u8; 16]>>(3)?.map(Seal));
+            match runs.last_mut() {
+                Some((last, batch)) if *last == from => batch.push(sealed),
+                Some(_) | None => runs.push((from, vec![sealed])),
+            }
+        }
+        drop(rows);
+        drop(statement);
         self.sql.prepare_cached("DELETE FROM parked WHERE id = ?1")?.execute([id.as_bytes()])?;
-        Ok(waiting)
+        Ok(runs)
     }
 
     pub(crate) fn quarantine(
@@ -420,18 +449,20 @@ impl Tx<'_> {
         id: DocumentId,
         peer: Origin,
         bytes: &[u8],
+        denied: bool,
         reason: &str,
     ) -> Result<(), StoreError> {
         self.sql
             .prepare_cached(
-                "INSERT INTO quarantine (peer, kind, id, at, reason, bytes, hash)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+                "INSERT INTO quarantine (peer, kind, id, at, denied, reason, bytes, hash)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
             )?
             .execute(params![
                 peer.to_string(),
                 kind.number(),
                 id.as_bytes(),
                 signed(self.given.now.0),
+                denied,
                 reason,
                 bytes,
                 ingress::parse(bytes).ok().map(|parsed| parsed.hash().0)

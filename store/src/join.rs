@@ -98,7 +98,11 @@ impl Tx<'_> {
             }
         }
         let mut changes = 0;
-        for holding in &theirs.documents {
+        // Sites before all else: a central that was restored learns from them again what it had allowed,
+        // before it judges what was done since.
+        let (sites, others): (Vec<_>, Vec<_>) =
+            theirs.documents.iter().partition(|holding| self.is_site(holding.document));
+        for holding in sites.into_iter().chain(others) {
             changes += self.tell_beyond(peer, holding)?;
         }
         if let Origin::Site(site) = peer {
@@ -149,6 +153,12 @@ impl Tx<'_> {
         let Some(doc) = self.find(theirs.document)? else { return Ok(nothing) };
         let shows = !theirs.heads.is_empty() && heads_of(theirs).iter().all(|head| self.has_change(head));
         if shows || self.is_in_scope(peer, doc)? { self.holding(theirs.document) } else { Ok(nothing) }
+    }
+
+    fn is_site(&self, id: DocumentId) -> bool {
+        let found = self.sql.prepare_cached("SELECT 1 FROM documents WHERE id = ?1 AND kind = ?2");
+        let site = params![id.as_bytes(), Kind::Site.number()];
+        found.is_ok_and(|mut statement| statement.exists(site).unwrap_or(false))
     }
 
     fn has_change(&self, hash: &ChangeHash) -> bool {

@@ -71,7 +71,10 @@ impl Tx<'_> {
             return Ok(());
         }
         let last = head_of(self.sql, stream, entry.incarnation)?;
-        let (_, head) = chain::follow(stream, last.as_ref(), bytes)?;
+        let (entry, head) = chain::follow(stream, last.as_ref(), bytes)?;
+        if let (Stream::Site(site), Some(Event::EpochAdopted { epoch })) = (stream, &entry.event) {
+            self.note_epoch(site, *epoch)?;
+        }
         insert(self.sql, stream, &head, bytes).map(drop)
     }
 }

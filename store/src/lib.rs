@@ -2,7 +2,7 @@
 //!
 //! [`Store`] is the door. `writer` owns the one writing connection: a command is a closure that runs in a
 //! transaction ([`Tx`]); several that wait are committed together, and nothing is answered before that.
-//! `documents`, `log`, `journal` and `peers` are what a transaction can do; `life` says when another life of
+//! `documents`, `log`, `journal`, `peers` and `authority` are what a transaction can do; `life` says when another life of
 //! the database begins, `join` how it meets its peers; `command` are the changes that
 //! people and machines ask for; `view` are the derived tables that everything reads; `replica` answers
 //! the replication engine; `blobs` holds content.
@@ -21,6 +21,7 @@ mod documents;
 mod log;
 mod journal;
 mod peers;
+mod authority;
 mod join;
 mod scope;
 mod directory;

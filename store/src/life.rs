@@ -22,7 +22,7 @@ use sync::{
 };
 
 use crate::{
-    Given, Opening, StoreError, Tx, view,
+    Given, Opening, StoreError, Tx, authority, view,
     writer::{State, meta, set_meta},
 };
 
@@ -55,6 +55,7 @@ pub(crate) fn settle(connection: &mut Connection, opening: &Opening) -> Result<S
     set_meta(&transaction, "starts", &(starts + 1).to_be_bytes())?;
     set_meta(&transaction, "origin", ours.as_bytes())?;
     set_meta(&transaction, "incarnation", incarnation.as_bytes())?;
+    authority::register(&transaction, incarnation.as_bytes(), opening.origin)?;
     let last = meta(&transaction, "clock")?
         .and_then(|bytes| bytes.try_into().ok())
         .map_or(Hlc::default(), |bytes| Hlc(i64::from_be_bytes(bytes)));
@@ -93,6 +94,7 @@ impl Tx<'_> {
     pub fn begin_life(&mut self, why: &Reason) -> Result<(), StoreError> {
         let incarnation = fresh(&self.given);
         set_meta(self.sql, "incarnation", incarnation.as_bytes())?;
+        authority::register(self.sql, incarnation.as_bytes(), self.state.origin)?;
         self.suspend_orders(why)?;
         begin_all_logs(self.sql)?;
         // Those, too, may have written what is not here any more.

@@ -241,6 +241,7 @@ impl Tx<'_> {
             }
         }
         ours_came_back |= self.take_run(run, peer, cursor.position)?;
+        crate::command::site::follow_epoch(self)?;
         self.outdate_agreement(peer)?;
         if self.quarantined()? > before {
             self.set_agreement(peer, false)?;

@@ -13,6 +13,7 @@ use sync::{
     engine::{Connection, Input, Output},
     id::{Incarnation, MacAddr, Origin, SiteId},
     journal::Event,
+    policy::Wanted,
     time::{Hlc, Timestamp},
     wire::Item,
 };
@@ -452,4 +453,55 @@ fn h6_what_central_could_not_take_is_written_anew_and_both_hold_the_same() {
     assert_eq!(fleet.names(&again), ["52:54:00:00:00:01 `till-4`"]);
     again.run(fleet.given(), |tx| tx.rebuild_views()).unwrap();
     assert_eq!(fleet.names(&again), ["52:54:00:00:00:01 `till-4`"]);
+}
+
+#[test]
+fn h6_p5_what_a_site_may_not_write_is_taken_back_noted_and_the_rest_written_anew() {
+    let mut fleet = Fleet::new();
+    let lyon = fleet.sites[0].clone();
+    let given = fleet.given();
+    let node = fleet.central.run(given, move |tx| create_node(tx, MAC, lyon.0, "pos-1")).unwrap();
+    fleet.settle();
+    let write = |fleet: &mut Fleet, wish: Option<Wanted>, name: Option<&str>| {
+        let name = name.map(|name| Text { value: name.into() });
+        let given = fleet.given();
+        let written = fleet.sites[0].1.run(given, move |tx| {
+            tx.write(node::KIND, node.into(), |edit| {
+                if let Some(wanted) = wish {
+                    edit.set(&node::wanted(), &node::Wish { wanted }, "old");
+                }
+                if let Some(name) = &name {
+                    edit.set(&node::hostname(), name, "better");
+                }
+            })
+        });
+        written.unwrap();
+    };
+    // The site is `limited`: it may name its machines and not retire them.
+    write(&mut fleet, None, Some("till-1"));
+    write(&mut fleet, Some(Wanted::Retired), None);
+    write(&mut fleet, None, Some("till-2"));
+    fleet.settle();
+    let row = |store: &Store| store.read(|view| view.node(node)).unwrap().unwrap();
+    for store in [&fleet.central, &fleet.sites[0].1] {
+        assert_eq!((row(store).wanted, row(store).hostname.as_str()), (Wanted::Keep, "till-2"));
+    }
+    assert_eq!(fleet.agrees(0), Some(true));
+    let noted = fleet.sites[0].1.read(|view| view.journal(&JournalFilter::default())).unwrap();
+    let refusals: Vec<String> = noted
+        .iter()
+        .filter_map(|row| match &row.event {
+            Some(Event::WriteRefused { path, by, reason, .. }) => Some(format!("{path} by {by}: {reason}")),
+            _ => None,
+        })
+        .collect();
+    let reason = format!("`wanted` of node {node} needs autonomy `full`; lyon has `limited`");
+    assert_eq!(refusals, [format!("wanted by ann: {reason}")]);
+    let aside = fleet.central.read(|view| view.quarantine()).unwrap();
+    assert_eq!(aside[0].reason, reason);
+    // The names that followed it are the site's own, under another actor, and told once.
+    write(&mut fleet, None, Some("till-3"));
+    fleet.settle();
+    assert_eq!(row(&fleet.central).hostname, "till-3");
+    assert_eq!(fleet.agrees(0), Some(true));
 }

@@ -39,7 +39,6 @@ pub struct Replica {
     pub notices: Vec<String>,
     /// When the engine was made: it measures from there.
     since: Duration,
-    epoch: u64,
 }
 
 /// A frame or a close that is under way.
@@ -156,7 +155,7 @@ impl World {
         };
         let notices = self.replicas.remove(&origin).map(|replica| replica.notices).unwrap_or_default();
         let since = self.now;
-        let replica = Replica { origin, store: Some(store), engine, notices, since, epoch: 0 };
+        let replica = Replica { origin, store: Some(store), engine, notices, since };
         self.replicas.insert(origin, replica);
         let moment = self.moment(origin);
         self.replica_mut(origin).engine.handle(moment, Input::Timeout);
@@ -318,18 +317,10 @@ impl World {
                     self.input(origin, input);
                 }
                 if grows {
-                    self.follow_epoch(origin);
                     self.announce(origin);
                 }
             }
         }
-    }
-
-    /// What a site's program does after it took something over: it notes that it follows a new epoch.
-    fn follow_epoch(&mut self, origin: Origin) {
-        let followed = self.replicas[&origin].epoch;
-        let epoch = self.run(origin, "sync", move |tx| store::command::site::adopt_epoch(tx, followed));
-        self.replica_mut(origin).epoch = epoch.expect("the epoch is adopted");
     }
 
     fn note(&mut self, origin: Origin, notice: String) {

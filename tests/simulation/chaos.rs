@@ -358,6 +358,8 @@ impl Chaos {
         let sites = self.sites.iter().map(|site| Origin::Site(*site));
         let everybody: Vec<Origin> = std::iter::once(Origin::Central).chain(sites).collect();
         for origin in everybody {
+            let aside = self.read(origin, |view| view.quarantine());
+            assert!(aside.is_empty(), "nobody is hostile here and nothing is refused at {origin}: {aside:?}");
             let all = |view: &View<'_>| {
                 Ok((
                     view.nodes(&NodeFilter::default())?,

@@ -5,8 +5,7 @@
 //! writes and verifies on a thread of its own, and what is there already is not asked for again. When a blob
 //! has arrived, that is journalled and every task that waited for it alone becomes ready, in one commit.
 //!
-//! The same loop notes when other settings are followed, because both hang on the same changes. Deliberately
-//! absent in this version: eviction, wishes beyond tasks, other sites as sources, and budgets.
+//! Deliberately absent in this version: eviction, wishes beyond tasks, other sites as sources, and budgets.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,15 +15,12 @@ use std::{
 
 use bytes::Bytes;
 use store::{
-    StoreError,
     blobs::{BlobError, Blobs},
-    command::{content, site, task},
-    view::JournalFilter,
+    command::{content, task},
 };
 use sync::{
     blob::Digest,
     engine::blobs::{Failure, Fetcher},
-    journal::Event,
     quic::{
         Connection,
         stream::{FrameError, request_blob},
@@ -40,9 +36,6 @@ const WAITING_PIECES: usize = 16;
 
 /// A source that sends nothing for this long is given up; the connection itself notices a lost peer.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// Entries of the journal that are read at a time.
-const PAGE: u64 = 1_000;
 
 /// What is waited for, as the status shows it.
 #[derive(Debug, Clone, Default)]
@@ -101,7 +94,6 @@ pub async fn run(agent: Arc<Agent>) -> std::convert::Infallible {
     let mut changes = agent.changes.subscribe();
     let mut link = agent.link.subscribe();
     let mut desk = Desk {
-        followed: followed_epoch(&agent).await,
         agent,
         fetcher: Fetcher::default(),
         sizes: BTreeMap::new(),
@@ -154,8 +146,6 @@ struct Desk {
     troubles: BTreeMap<Digest, String>,
     /// Blobs whose wrong bytes were journalled in this run: once is enough.
     refused: BTreeSet<Digest>,
-    /// Settings epoch whose adoption is in the journal.
-    followed: u64,
 }
 
 impl Desk {
@@ -180,19 +170,17 @@ impl Desk {
     }
 
     /// Commits what follows from content that is here: an entry for the blob that just came, if one did,
-    /// tasks that are ready, and the epoch that is followed.
+    /// and tasks that are ready.
     async fn settle(&mut self, arrived: Option<(Digest, u64)>) {
-        let (blobs, here, followed) = (self.agent.store.blobs().clone(), self.agent.site, self.followed);
+        let (blobs, here) = (self.agent.store.blobs().clone(), self.agent.site);
         let settled = self.agent.submit("cache", move |tx| {
             if let Some((digest, size)) = arrived {
                 content::arrived(tx, digest, size)?;
             }
-            let ready = task::mark_ready(tx, here, |digest| blobs.contains(digest).unwrap_or(false))?;
-            Ok((ready, site::adopt_epoch(tx, followed)?))
+            task::mark_ready(tx, here, |digest| blobs.contains(digest).unwrap_or(false))
         });
         match settled.await {
-            Ok((ready, epoch)) => {
-                self.followed = epoch;
+            Ok(ready) => {
                 for task in ready {
                     info!(%task, "task is ready to boot");
                 }
@@ -306,31 +294,6 @@ async fn fetch(
 fn kept(blobs: &Blobs, digest: Digest) -> u64 {
     let found = blobs.unfinished().unwrap_or_default();
     found.into_iter().find(|(name, _)| *name == digest).map_or(0, |(_, size)| size)
-}
-
-/// The newest settings epoch whose adoption this site journalled.
-async fn followed_epoch(agent: &Arc<Agent>) -> u64 {
-    let found = agent.read(|agent, view| {
-        let (mut after, mut newest) = (0, 0);
-        loop {
-            let filter = JournalFilter { site: Some(agent.site), after, limit: PAGE };
-            let entries = view.journal(&filter)?;
-            let Some(last) = entries.last() else { return Ok::<_, StoreError>(newest) };
-            after = last.entry;
-            for entry in &entries {
-                if let Some(Event::EpochAdopted { epoch }) = entry.event {
-                    newest = newest.max(epoch);
-                }
-            }
-        }
-    });
-    match found.await {
-        Ok(epoch) => epoch,
-        Err(error) => {
-            error!(error = %chain(&error), "the journal cannot be read");
-            0
-        }
-    }
 }
 
 #[cfg(test)]

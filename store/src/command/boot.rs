@@ -5,10 +5,10 @@ use sync::{
     document::node::{self, Evidence, Observed, State},
     id::{MacAddr, NodeId, Origin, TaskId},
     journal::Event,
-    policy::{NodeState, TaskState},
+    policy::{Action, NodeState, TaskState, Verdict},
 };
 
-use super::{node::settle_home, task};
+use super::{home_elsewhere, node::settle_home, task, verdict};
 use crate::{StoreError, Tx, log::signed};
 
 /// Unknown machines that are remembered at most. One noisy host that makes up addresses fills neither
@@ -37,7 +37,8 @@ pub struct Answered {
 /// Returns the node, if the machine is one now.
 pub fn answered(tx: &mut Tx<'_>, it: &Answered) -> Result<Option<NodeId>, StoreError> {
     let mut known = tx.view().node_by_mac(it.mac)?;
-    if known.is_none() && it.adopt {
+    // The settings may have changed since the answer was decided.
+    if known.is_none() && it.adopt && verdict(tx, Action::Adopt)? == Verdict::Allow {
         adopt(tx, it.mac)?;
         known = tx.view().node_by_mac(it.mac)?;
     }
@@ -73,7 +74,7 @@ pub fn answered(tx: &mut Tx<'_>, it: &Answered) -> Result<Option<NodeId>, StoreE
     {
         task::step(tx, &row, TaskState::Booting, "the machine was given the boot script")?;
     }
-    if it.local_disk && node.state == NodeState::Installed {
+    if it.local_disk && node.state == NodeState::Installed && home_elsewhere(tx, node.id)?.is_none() {
         let state = State {
             state: NodeState::Active,
             cause: "booted its own disk".into(),
@@ -112,7 +113,7 @@ pub(crate) fn adopt(tx: &mut Tx<'_>, mac: MacAddr) -> Result<NodeId, StoreError>
     Ok(id)
 }
 
-/// Writes a fact about a node and journals it.
+/// Writes a fact about a node and journals it. A site that the machine only visits journals it alone.
 pub(crate) fn set_state(
     tx: &mut Tx<'_>,
     node: NodeId,
@@ -120,9 +121,11 @@ pub(crate) fn set_state(
     state: &State,
     implied: bool,
 ) -> Result<(), StoreError> {
-    tx.write(node::KIND, node.into(), |edit| {
-        edit.set(&node::state(), state, &state.cause);
-    })?;
+    if home_elsewhere(tx, node)?.is_none() {
+        tx.write(node::KIND, node.into(), |edit| {
+            edit.set(&node::state(), state, &state.cause);
+        })?;
+    }
     tx.journal(Event::NodeTransitioned {
         node,
         from: from.to_string(),

@@ -2,7 +2,8 @@
 //!
 //! `site`, `workflow`, `node` and `task` are what people do; `boot` and `report` what machines do; `content`
 //! is what a site fetched. Each command writes the documents and the journal entry together. Whether the
-//! caller may ask at all is decided before, at the door through which it came.
+//! caller may ask at all is decided before, at the door through which it came; whether this *site* may do
+//! it is asked here, in the transaction, because central will ask the same of what the site then delivers.
 
 pub mod site;
 pub mod enrolment;
@@ -13,7 +14,12 @@ pub mod task;
 pub mod boot;
 pub mod report;
 
-use sync::{document::Kind, id::DocumentId, journal::Event};
+use sync::{
+    document::Kind,
+    id::{DocumentId, NodeId, Origin, SiteId},
+    journal::Event,
+    policy::{Action, Autonomy, Verdict, autonomy},
+};
 
 use crate::{StoreError, Tx};
 
@@ -32,6 +38,29 @@ fn check_text(what: &str, text: &str) -> Result<(), StoreError> {
 
 fn unknown(what: &str, id: impl std::fmt::Display) -> StoreError {
     StoreError::Unknown(format!("{what} {id}"))
+}
+
+/// Asks whether this replica may do it by itself now: central may, a site as its autonomy permits.
+fn verdict(tx: &Tx<'_>, action: Action) -> Result<Verdict, StoreError> {
+    let Origin::Site(site) = tx.origin() else { return Ok(Verdict::Allow) };
+    let autonomy = tx.view().site(site)?.map(|row| row.effective.autonomy);
+    let autonomy: Autonomy = autonomy.unwrap_or(sync::document::site::Effective::default().autonomy);
+    Ok(autonomy::permits(autonomy, action))
+}
+
+/// Refuses with the reason what this replica may not do by itself.
+fn demand(tx: &Tx<'_>, action: Action) -> Result<(), StoreError> {
+    match verdict(tx, action)? {
+        Verdict::Allow => Ok(()),
+        Verdict::Queue(reason) | Verdict::Refuse(reason) => Err(StoreError::Refused(reason)),
+    }
+}
+
+/// At a site that a machine only visits: where it is at home. What is true of it and wanted of it is
+/// written there.
+fn home_elsewhere(tx: &Tx<'_>, node: NodeId) -> Result<Option<SiteId>, StoreError> {
+    let Origin::Site(here) = tx.origin() else { return Ok(None) };
+    Ok(tx.view().node(node)?.and_then(|row| row.home).filter(|home| *home != here))
 }
 
 fn register_set(kind: Kind, document: impl Into<DocumentId>, path: &str, value: impl ToString) -> Event {

@@ -6,10 +6,10 @@ use sync::{
     document::node::{self, Evidence, Home, Tag, Text, Wish},
     id::{MacAddr, NodeId, Origin, SiteId},
     journal::Event,
-    policy::{Verdict, Wanted, lifecycle},
+    policy::{Action, Verdict, Wanted, lifecycle},
 };
 
-use super::{check_text, refused, register_set, unknown};
+use super::{check_text, demand, home_elsewhere, refused, register_set, unknown};
 use crate::{StoreError, Tx, view::NodeRow};
 
 /// What people change about a node; what is absent stays.
@@ -62,9 +62,10 @@ pub fn create(tx: &mut Tx<'_>, mac: MacAddr, home: SiteId, hostname: &str) -> Re
 /// Changes what people decide about a node.
 ///
 /// # Errors
-/// `Unknown` node; `Refused` with the reason when a value cannot be.
+/// `Unknown` node; `Refused` with the reason when a value cannot be, or is not this site's to decide.
 pub fn edit(tx: &mut Tx<'_>, id: NodeId, new: &NodeEdit) -> Result<NodeRow, StoreError> {
     let row = tx.view().node(id)?.ok_or_else(|| unknown("node", id))?;
+    may_edit(tx, &row, new)?;
     if let Some(hostname) = &new.hostname {
         check_hostname(hostname)?;
     }
@@ -116,6 +117,25 @@ pub fn edit(tx: &mut Tx<'_>, id: NodeId, new: &NodeEdit) -> Result<NodeRow, Stor
         }
     }
     tx.view().node(id)?.ok_or_else(|| unknown("node", id))
+}
+
+/// At a site: whether the machine is its to decide about, and as much as that.
+fn may_edit(tx: &Tx<'_>, row: &NodeRow, new: &NodeEdit) -> Result<(), StoreError> {
+    if let Some(home) = home_elsewhere(tx, row.id)? {
+        return refused(format!(
+            "node {} is at home at site {home}, and people decide about it there",
+            row.id
+        ));
+    }
+    let NodeEdit { hostname, address, notes, tags, wanted, why: _ } = new;
+    if hostname.is_some() || address.is_some() || notes.is_some() || !tags.is_empty() {
+        demand(tx, Action::EditNodeDetails)?;
+    }
+    let Some(wanted) = wanted else { return Ok(()) };
+    if tx.origin() != Origin::Central && row.wanted == Wanted::Retired && *wanted != Wanted::Retired {
+        return refused(format!("node {} is retired, and only central takes that back", row.id));
+    }
+    demand(tx, Action::SetWanted)
 }
 
 /// At central: gives a node that one site adopted while it had no home that home. Two adoptions are left

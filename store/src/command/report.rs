@@ -16,13 +16,13 @@ use sync::{
     id::{MacAddr, NodeId, ReportId, SiteId, TaskId},
     journal::Event,
     policy::{
-        Liveness, NodeState, Reason, TaskState, lifecycle,
+        Action, Liveness, NodeState, Reason, TaskState, Verdict, lifecycle,
         lifecycle::Step,
         order::{self, MAX_ATTEMPT_BOOTS},
     },
 };
 
-use super::{boot, task, unknown};
+use super::{boot, home_elsewhere, task, unknown, verdict};
 use crate::{
     StoreError, Tx,
     log::signed,
@@ -119,7 +119,7 @@ pub fn register(
         return Ok(answer);
     }
     if tx.view().node_by_mac(mac)?.is_none() {
-        if !adopt {
+        if !adopt || verdict(tx, Action::Adopt)? != Verdict::Allow {
             return Err(unknown("machine", mac));
         }
         boot::adopt(tx, mac)?;
@@ -172,7 +172,7 @@ fn write_evidence(tx: &mut Tx<'_>, node: &NodeRow, it: &Registration) -> Result<
         sync::document::contested::read(document, &node::hardware()).newest().map(|side| side.value.clone())
     })?;
     let changed = known.flatten().as_ref() != Some(&hardware);
-    if fresh.is_empty() && !changed {
+    if (fresh.is_empty() && !changed) || home_elsewhere(tx, node.id)?.is_some() {
         return Ok(());
     }
     tx.write(node::KIND, node.id.into(), |edit| {

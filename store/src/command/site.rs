@@ -10,7 +10,14 @@ use sync::{
 };
 
 use super::{check_text, refused, register_set, unknown};
-use crate::{StoreError, Tx, view::SiteRow};
+use crate::{
+    StoreError, Tx,
+    view::SiteRow,
+    writer::{meta, set_meta},
+};
+
+/// Names the epoch whose adoption is in the journal.
+const FOLLOWED: &str = "followed";
 
 /// Settings that are to change; what is absent stays.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Deserialize)]
@@ -58,6 +65,7 @@ pub fn create(tx: &mut Tx<'_>, name: &str, description: &str, location: &str) ->
         edit.set(&site::membership(), &site::Membership { group: None }, "created");
         edit.set(&site::effective(), &effective, "defaults");
     })?;
+    tx.mint_epoch(id, &effective)?;
     tx.journal_for(id, Event::SiteCreated { site: id, name: name.to_string() })?;
     Ok(id)
 }
@@ -95,6 +103,7 @@ pub fn set(tx: &mut Tx<'_>, id: SiteId, edit: &SettingsEdit, why: &str) -> Resul
         }
         edit.set(&site::effective(), &effective, why);
     })?;
+    tx.mint_epoch(id, &effective)?;
     for (key, value) in own {
         tx.journal_for(id, register_set(site::KIND, id, &format!("settings/{key}"), value))?;
     }
@@ -102,11 +111,16 @@ pub fn set(tx: &mut Tx<'_>, id: SiteId, edit: &SettingsEdit, why: &str) -> Resul
 }
 
 /// At a site: notes in the journal that another epoch is followed from here on, once.
-pub fn adopt_epoch(tx: &mut Tx<'_>, followed: u64) -> Result<u64, StoreError> {
-    let Origin::Site(_) = tx.origin() else { return Ok(followed) };
+///
+/// This stands in the transaction that brings the settings: central judges what the site writes by the
+/// entries before it, so nothing may be written between the settings and their entry.
+pub(crate) fn follow_epoch(tx: &mut Tx<'_>) -> Result<(), StoreError> {
+    let Origin::Site(_) = tx.origin() else { return Ok(()) };
     let epoch = tx.view().policy_epoch()?;
-    if epoch > followed {
+    let followed = meta(tx.sql, FOLLOWED)?.and_then(|bytes| bytes.try_into().ok());
+    if epoch > followed.map_or(0, u64::from_be_bytes) {
+        set_meta(tx.sql, FOLLOWED, &epoch.to_be_bytes())?;
         tx.journal(Event::EpochAdopted { epoch })?;
     }
-    Ok(epoch)
+    Ok(())
 }

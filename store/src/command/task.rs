@@ -6,10 +6,10 @@ use sync::{
     document::task::{self, Approval, Cancel, OrderRegister, Spec, State},
     id::{NodeId, SiteId, TaskId, WorkflowId},
     journal::Event,
-    policy::{TaskState, Wanted, lifecycle},
+    policy::{Action, TaskState, Wanted, lifecycle},
 };
 
-use super::{refused, unknown};
+use super::{demand, refused, unknown};
 use crate::{StoreError, Tx, view::TaskRow};
 
 /// A task to be created.
@@ -33,9 +33,10 @@ const MAX_ENTRIES: usize = 64;
 /// Creates a task for the node's home site and issues its order, which lives as long as that site allows.
 ///
 /// # Errors
-/// `Unknown` node, workflow or version; `Refused` when the node has no home, is not to be installed, or
+/// `Unknown` node, workflow or version; `Refused` when this site may not create tasks, when the node has no home, is not to be installed, or
 /// has a task that has not ended, which is named.
 pub fn create(tx: &mut Tx<'_>, new: &NewTask) -> Result<TaskRow, StoreError> {
+    demand(tx, Action::CreateTask)?;
     let node = tx.view().node(new.node)?.ok_or_else(|| unknown("node", new.node))?;
     let Some(home) = node.home else {
         return refused(format!("node {} has no home site yet that could install it", node.id));
@@ -124,6 +125,7 @@ pub fn cancel(tx: &mut Tx<'_>, id: TaskId, why: &str) -> Result<TaskRow, StoreEr
 /// `Unknown` task; `Refused` when it does not wait for approval, with the state that it is in.
 pub fn judge(tx: &mut Tx<'_>, id: TaskId, approved: bool, why: &str) -> Result<TaskRow, StoreError> {
     let row = tx.view().task(id)?.ok_or_else(|| unknown("task", id))?;
+    demand(tx, Action::ApproveTask)?;
     let to = if approved { TaskState::Approved } else { TaskState::Rejected };
     if row.state != TaskState::PendingApproval {
         return refused(format!("task {id} is {}, so there is nothing to approve or reject", row.state));

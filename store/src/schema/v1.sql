@@ -1,7 +1,7 @@
 -- Version 1. Rowid tables with integer document keys throughout: WITHOUT ROWID tables with wide keys were
 -- three times larger and six times slower (docs/performance.md).
 
--- Single values: origin, incarnation, clock, central_time, views, suspended.
+-- Single values: origin, incarnation, starts, clock, central_time, views, suspended, followed (epoch).
 CREATE TABLE meta (key TEXT NOT NULL UNIQUE, value BLOB NOT NULL) STRICT;
 
 -- One row per replicated document. `heads` are the sorted hashes, 32 bytes each; `sum` is the sum of the changes'
@@ -24,16 +24,16 @@ CREATE TABLE changes (
     seal BLOB
 ) STRICT;
 CREATE INDEX changes_by_document ON changes (doc, change);
--- Changes whose dependencies have not arrived. Never evicted.
+-- Changes whose dependencies have not arrived. Never evicted. `epoch` is the one that `source` followed.
 CREATE TABLE parked (
-    id BLOB NOT NULL, kind INTEGER NOT NULL, hash BLOB NOT NULL UNIQUE, source TEXT NOT NULL, bytes BLOB NOT NULL,
-    seal BLOB
+    id BLOB NOT NULL, kind INTEGER NOT NULL, hash BLOB NOT NULL UNIQUE, source TEXT NOT NULL, epoch INTEGER NOT NULL,
+    bytes BLOB NOT NULL, seal BLOB
 ) STRICT;
 CREATE INDEX parked_by_document ON parked (id);
--- Bytes of a peer that did not pass ingress.
+-- Bytes of a peer that did not pass ingress. `denied`: they are sound, and were not the peer's to write.
 CREATE TABLE quarantine (
     item INTEGER PRIMARY KEY, peer TEXT NOT NULL, kind INTEGER NOT NULL, id BLOB NOT NULL, at INTEGER NOT NULL,
-    reason TEXT NOT NULL, bytes BLOB NOT NULL, hash BLOB
+    denied INTEGER NOT NULL DEFAULT 0, reason TEXT NOT NULL, bytes BLOB NOT NULL, hash BLOB
 ) STRICT;
 CREATE INDEX quarantine_by_hash ON quarantine (hash) WHERE hash IS NOT NULL;
 
@@ -62,7 +62,9 @@ CREATE TABLE peers (
     acknowledged INTEGER NOT NULL DEFAULT 0, seal BLOB, life BLOB, anew INTEGER NOT NULL DEFAULT 0,
     common_entry INTEGER NOT NULL DEFAULT 0, settled INTEGER NOT NULL DEFAULT 0, directory INTEGER NOT NULL DEFAULT 0,
     heard_at INTEGER, clock INTEGER, telemetry BLOB, refused TEXT,
-    agrees INTEGER, compared_at INTEGER
+    agrees INTEGER, compared_at INTEGER,
+    -- At central: the settings epoch that the site follows from this position of its log on.
+    epoch INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 -- At central: which documents a site is told about (`inside`), or was once: then the site holds what it wrote itself
 -- after change `upto`.
@@ -76,6 +78,10 @@ CREATE TABLE directory (
     seq INTEGER PRIMARY KEY, node BLOB NOT NULL UNIQUE, home BLOB, home_epoch INTEGER NOT NULL, retired INTEGER NOT NULL,
     at INTEGER NOT NULL
 ) STRICT;
+-- At central: whose incarnation an actor is, by who delivered it first.
+CREATE TABLE actors (actor BLOB NOT NULL UNIQUE, peer TEXT NOT NULL) STRICT;
+-- At central: what a site may decide by itself under each epoch of its settings.
+CREATE TABLE epochs (site BLOB NOT NULL, epoch INTEGER NOT NULL, autonomy TEXT NOT NULL, UNIQUE (site, epoch)) STRICT;
 -- At central: enrolment tokens by the digest of their secret.
 CREATE TABLE tokens (
     hash BLOB NOT NULL UNIQUE, site BLOB NOT NULL, name TEXT NOT NULL, created_at INTEGER NOT NULL,

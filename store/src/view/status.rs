@@ -3,6 +3,7 @@
 use rusqlite::{OptionalExtension, params};
 use serde::Serialize;
 use sync::{
+    document::Kind,
     id::{DocumentId, MacAddr, Origin, TaskId},
     time::Timestamp,
     wire::Telemetry,
@@ -72,10 +73,14 @@ pub struct QuarantineRow {
     pub item: u64,
     /// Who delivered them.
     pub peer: String,
-    /// The document they were for.
+    /// Kind of the document that they were for; a number where it is a newer program's.
+    pub kind: String,
+    /// That document.
     pub document: DocumentId,
     /// When.
     pub at: Timestamp,
+    /// Whether they are sound and were not the peer's to write.
+    pub denied: bool,
     /// Why they did not pass.
     pub reason: String,
     /// How many bytes.
@@ -148,20 +153,25 @@ impl View<'_> {
     /// Bytes that did not pass ingress, oldest first.
     pub fn quarantine(&self) -> Result<Vec<QuarantineRow>, StoreError> {
         let mut statement = self.sql.prepare_cached(
-            "SELECT item, peer, id, at, reason, length(bytes) FROM quarantine ORDER BY item",
+            "SELECT item, peer, kind, id, at, denied, reason, length(bytes) FROM quarantine ORDER BY item",
         )?;
-        let rows = statement.query_map(params![], |row| {
-            Ok(QuarantineRow {
-                item: row.get::<_, i64>(0)?.unsigned_abs(),
-                peer: row.get(1)?,
-                document: DocumentId(row.get(2)?),
-                at: Timestamp(row.get::<_, i64>(3)?.unsigned_abs()),
-                reason: row.get(4)?,
-                size: row.get::<_, i64>(5)?.unsigned_abs(),
-            })
-        })?;
+        let rows = statement.query_map(params![], quarantine_row)?;
         Ok(rows.collect::<Result<_, _>>()?)
     }
+}
+
+fn quarantine_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<QuarantineRow> {
+    let number: u8 = row.get(2)?;
+    Ok(QuarantineRow {
+        item: row.get::<_, i64>(0)?.unsigned_abs(),
+        peer: row.get(1)?,
+        kind: Kind::from_number(number).map_or_else(|| number.to_string(), |kind| kind.to_string()),
+        document: DocumentId(row.get(3)?),
+        at: Timestamp(row.get::<_, i64>(4)?.unsigned_abs()),
+        denied: row.get(5)?,
+        reason: row.get(6)?,
+        size: row.get::<_, i64>(7)?.unsigned_abs(),
+    })
 }
 
 fn boot_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<BootRow> {

@@ -124,6 +124,11 @@ impl Document {
         self.automerge.save()
     }
 
+    /// The same without compression, as peers take it: they inflate nothing.
+    pub fn snapshot(&self) -> Vec<u8> {
+        self.automerge.save_nocompress()
+    }
+
     /// Applies a change that passed [`crate::ingress`] or was stored by this replica.
     ///
     /// # Errors

@@ -99,7 +99,7 @@ pub enum Denied {
     },
     /// The machine belongs to another site, which the writer knew.
     #[error(
-        "{target} is for the machine's home to write, which is site {home}; {name} only notes its visits"
+        "{target} is not {name}'s to write: the machine is at home at site {home}, and only visited there"
     )]
     Visitor {
         /// Which register.
@@ -717,7 +717,7 @@ mod tests {
             an adoption: `state` of node 07070707070707070707070707070707 needs autonomy `limited`; lyon has `readonly`
             settings: `settings/autonomy` of site 07070707070707070707070707070707 is written by central alone
             a placement: `home` of node 07070707070707070707070707070707 is written by central alone
-            a visitor: `state` of node 07070707070707070707070707070707 is for the machine's home to write, which is site 03030303030303030303030303030303; lyon only notes its visits
+            a visitor: `state` of node 07070707070707070707070707070707 is not lyon's to write: the machine is at home at site 03030303030303030303030303030303, and only visited there
             a document given back: `state` of task 07070707070707070707070707070707 was written after lyon had acknowledged that it no longer holds this task
             another site's task: `consumed` of task 07070707070707070707070707070707 is not lyon's to write: the task is for site 03030303030303030303030303030303
             nobody's task: `consumed` of task 07070707070707070707070707070707 is written before the task says what is to be done, and where
@@ -835,7 +835,7 @@ mod tests {
         let (told_now, _) = told(&document, &[&seen, &renamed], Autonomy::Full);
         expect![[r#"
             accept
-            deny, `notes` of node 07070707070707070707070707070707 is for the machine's home to write, which is site 03030303030303030303030303030303; lyon only notes its visits
+            deny, `notes` of node 07070707070707070707070707070707 is not lyon's to write: the machine is at home at site 03030303030303030303030303030303, and only visited there
         "#]].assert_eq(&told_now);
     }
 

@@ -35,13 +35,13 @@ pub const MAX_KEY: u64 = 128;
 pub const MAX_START_OP: u64 = 1 << 31;
 
 /// Bytes of every actor: an incarnation.
-const ACTOR_BYTES: u64 = 16;
+pub(super) const ACTOR_BYTES: u64 = 16;
 
 const MAGIC: [u8; 4] = [0x85, 0x6f, 0x4a, 0x83];
 const RAW_CHANGE: u8 = 1;
 
 /// Bit of a column's specification that says it is deflated.
-const DEFLATED: u64 = 0b1000;
+pub(super) const DEFLATED: u64 = 0b1000;
 
 const KEY: u64 = 0x15;
 const ACTION: u64 = 0x42;
@@ -69,6 +69,9 @@ pub enum LintError {
     /// A document (0), a deflated change (2), a bundle (3) or something new.
     #[error("chunk is of type {0}, not a raw change (1)")]
     ChunkType(u8),
+    /// A change or something else where a whole document should be.
+    #[error("chunk is of type {0}, not a document (0)")]
+    NoSnapshot(u8),
     /// The chunk does not end where the bytes end.
     #[error("chunk claims {claimed} bytes and has {found}")]
     Length {
@@ -141,7 +144,7 @@ pub fn lint(bytes: &[u8]) -> Result<(), LintError> {
         return Err(LintError::TooLarge(bytes.len()));
     }
     let mut chunk = Reader { rest: bytes };
-    header(&mut chunk)?;
+    header(&mut chunk, |kind| if kind == RAW_CHANGE { Ok(()) } else { Err(LintError::ChunkType(kind)) })?;
     metadata(&mut chunk)?;
     for (column, mut data) in columns(&mut chunk)? {
         match column {
@@ -156,16 +159,17 @@ pub fn lint(bytes: &[u8]) -> Result<(), LintError> {
     Ok(())
 }
 
-fn header(chunk: &mut Reader<'_>) -> Result<(), LintError> {
+/// Reads the header of a chunk that is all of the bytes, of a type that `is_wanted`.
+pub(super) fn header(
+    chunk: &mut Reader<'_>,
+    is_wanted: impl FnOnce(u8) -> Result<(), LintError>,
+) -> Result<(), LintError> {
     if chunk.take(4, "the magic number")? != MAGIC {
         return Err(LintError::Magic);
     }
     let checksum = chunk.take(4, "the checksum")?;
     let covered = chunk.rest;
-    let kind = chunk.byte("the chunk type")?;
-    if kind != RAW_CHANGE {
-        return Err(LintError::ChunkType(kind));
-    }
+    is_wanted(chunk.byte("the chunk type")?)?;
     let claimed = chunk.unsigned("the chunk's length")?;
     let found = chunk.rest.len();
     if usize::try_from(claimed) != Ok(found) {
@@ -302,24 +306,24 @@ fn runs<'a>(
 }
 
 /// Bytes not read yet.
-struct Reader<'a> {
-    rest: &'a [u8],
+pub(super) struct Reader<'a> {
+    pub(super) rest: &'a [u8],
 }
 
 impl<'a> Reader<'a> {
-    fn take(&mut self, count: u64, what: &'static str) -> Result<&'a [u8], LintError> {
+    pub(super) fn take(&mut self, count: u64, what: &'static str) -> Result<&'a [u8], LintError> {
         let count = usize::try_from(count).map_err(|_| LintError::Truncated(what))?;
         let (taken, rest) = self.rest.split_at_checked(count).ok_or(LintError::Truncated(what))?;
         self.rest = rest;
         Ok(taken)
     }
 
-    fn byte(&mut self, what: &'static str) -> Result<u8, LintError> {
+    pub(super) fn byte(&mut self, what: &'static str) -> Result<u8, LintError> {
         Ok(self.take(1, what)?[0])
     }
 
     /// Unsigned LEB128, at most 64 bits.
-    fn unsigned(&mut self, what: &'static str) -> Result<u64, LintError> {
+    pub(super) fn unsigned(&mut self, what: &'static str) -> Result<u64, LintError> {
         let mut number: u64 = 0;
         for shift in (0..64).step_by(7) {
             let byte = self.byte(what)?;
@@ -336,7 +340,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Signed LEB128, at most 64 bits.
-    fn signed(&mut self, what: &'static str) -> Result<i64, LintError> {
+    pub(super) fn signed(&mut self, what: &'static str) -> Result<i64, LintError> {
         let mut number: i64 = 0;
         for shift in (0..64).step_by(7) {
             let byte = self.byte(what)?;
@@ -375,7 +379,7 @@ pub(super) mod forge {
         /// Takes an honest change apart.
         pub(in super::super) fn of(bytes: &[u8]) -> Self {
             let mut chunk = Reader { rest: bytes };
-            header(&mut chunk).expect("an honest header");
+            header(&mut chunk, |_| Ok(())).expect("an honest header");
             let body = chunk.rest;
             metadata(&mut chunk).expect("honest metadata");
             let metadata = body[..body.len() - chunk.rest.len()].to_vec();
@@ -403,14 +407,19 @@ pub(super) mod forge {
                 body.extend(bytes);
             }
             body.extend(&self.extra);
-            let mut bytes = MAGIC.to_vec();
-            bytes.extend([0; 4]);
-            bytes.push(self.kind);
-            bytes.extend(unsigned(body.len() as u64));
-            bytes.extend(body);
-            repair(&mut bytes);
-            bytes
+            chunk(self.kind, &body)
         }
+    }
+
+    /// A chunk with the length and checksum that it should have.
+    pub(in super::super) fn chunk(kind: u8, body: &[u8]) -> Vec<u8> {
+        let mut bytes = MAGIC.to_vec();
+        bytes.extend([0; 4]);
+        bytes.push(kind);
+        bytes.extend(unsigned(body.len() as u64));
+        bytes.extend(body);
+        repair(&mut bytes);
+        bytes
     }
 
     /// Writes the checksum that the bytes should have.

@@ -10,8 +10,8 @@
 //! 5. [`extend`] and [`verify`]: applied to a copy, saved, loaded, compared.
 //!
 //! [`admit`] walks a batch through all of it. Peers send `Change::raw_bytes`, never `Change::bytes`, which
-//! deflates. Deliberately absent: whatever is kept, such as parked changes and quarantine; the reset of a
-//! document; and snapshots, which are no changes and need bounds of their own.
+//! deflates. A whole document comes apart in [`snapshot`] and passes as changes. Deliberately absent: whatever
+//! is kept, such as parked changes and quarantine; the reset of a document.
 //!
 //! Panics of foreign code end in a [`Rejection`], which needs `panic = "unwind"` in every profile. The
 //! process's panic hook still runs and prints; programs that mind install a quiet one, this crate none.
@@ -20,6 +20,7 @@ mod lint;
 mod semantic;
 mod authorize;
 mod verify;
+pub mod snapshot;
 
 use automerge::{Change, ChangeHash, ExpandedChange, LoadChangeError};
 
@@ -48,6 +49,9 @@ pub enum Rejection {
     /// Written in a way that Automerge reads but would not write; such changes corrupt what it saves.
     #[error("change is not encoded as automerge encodes it")]
     NotCanonical,
+    /// The bytes are no snapshot that could be taken apart.
+    #[error(transparent)]
+    Snapshot(#[from] snapshot::SnapshotError),
     /// Contradicts the history or the schema of its document.
     #[error(transparent)]
     Semantic(#[from] SemanticError),

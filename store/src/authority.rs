@@ -1,0 +1,503 @@
+//! At central: whose actor is whose, and how much each site might decide when it wrote.
+//!
+//! An actor belongs to the site that delivers a change by it first; central's own lives are its own from
+//! their start. A site says in its journal which settings epoch it follows from there on, and central
+//! remembers what autonomy it gave under each, so that work that is late is judged by what held when it was
+//! done. A register may name a newer epoch than the journal, because two replicas that join tell changes
+//! before entries; it gains nothing by that but what central gave. Judging itself is
+//! [`sync::ingress::authorize`].
+//!
+//! What carries central's seal was judged once, and is taken back from whoever brings it.
+
+use std::{cell::RefCell, collections::BTreeSet};
+
+use automerge::Change;
+use rusqlite::{Connection, OptionalExtension, params};
+use sync::{
+    document::{Document, Kind, Value, site::Effective},
+    id::{DocumentId, Origin, SiteId},
+    ingress::{self, Delivery, Denied, Verified, Write},
+    policy::Autonomy,
+    wire::Seal,
+};
+
+use crate::{StoreError, Tx, log::signed};
+
+/// Who delivers changes, and the settings epoch that held at that position of its log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Position {
+    pub(crate) peer: Origin,
+    pub(crate) epoch: u64,
+}
+
+/// Judges the changes of one document that one site delivers.
+pub(crate) struct Judge<'c> {
+    sql: &'c Connection,
+    site: SiteId,
+    name: String,
+    epoch: u64,
+    /// Changes that central sealed.
+    sealed: BTreeSet<[u8; 32]>,
+    /// What kept it from judging; then nothing of the batch counts.
+    failure: RefCell<Option<StoreError>>,
+}
+
+impl Judge<'_> {
+    pub(crate) fn ask(&self, document: &Document, change: &Change, writes: &[Write]) -> Result<(), Denied> {
+        if self.sealed.contains(&change.hash().0) {
+            return Ok(());
+        }
+        let delivery = self.delivery(change, writes).unwrap_or_else(|error| {
+            self.failure.replace(Some(error));
+            self.stranger()
+        });
+        ingress::authorize(document, change, writes, &delivery)
+    }
+
+    /// Says whether everything could be judged.
+    ///
+    /// # Errors
+    /// What the database said.
+    pub(crate) fn end(self) -> Result<(), StoreError> {
+        self.failure.into_inner().map_or(Ok(()), Err)
+    }
+
+    fn delivery(&self, change: &Change, writes: &[Write]) -> Result<Delivery, StoreError> {
+        let named = writes.iter().map(|write| write.written.policy_epoch).max().unwrap_or(0);
+        Ok(Delivery {
+            actor_is_theirs: may_use(self.sql, change.actor_id().to_bytes(), self.site)?,
+            autonomy: autonomy(self.sql, self.site, self.epoch.max(named))?,
+            ..self.stranger()
+        })
+    }
+
+    /// The site, if nothing were known of it.
+    fn stranger(&self) -> Delivery {
+        Delivery {
+            site: self.site,
+            name: self.name.clone(),
+            actor_is_theirs: false,
+            autonomy: Autonomy::ReadOnly,
+            released: false,
+        }
+    }
+}
+
+impl<'t> Tx<'t> {
+    /// Where the log of `peer` stands, for changes that arrive next.
+    pub(crate) fn position(&self, peer: Origin) -> Result<Position, StoreError> {
+        let epoch: Option<i64> = self
+            .sql
+            .prepare_cached("SELECT epoch FROM peers WHERE peer = ?1")?
+            .query_row([peer.to_string()], |row| row.get(0))
+            .optional()?;
+        Ok(Position { peer, epoch: epoch.unwrap_or(0).unsigned_abs() })
+    }
+
+    /// Whoever judges what was delivered at `from`; nobody does at a site.
+    pub(crate) fn judge(
+        &self,
+        from: Position,
+        id: DocumentId,
+        batch: &[Vec<u8>],
+        seals: &[Option<Seal>],
+    ) -> Result<Option<Judge<'t>>, StoreError> {
+        let (Origin::Central, Origin::Site(site)) = (self.state.origin, from.peer) else { return Ok(None) };
+        let name = self.view().site(site)?.map(|row| row.name).filter(|name| !name.is_empty());
+        let mut sealed = BTreeSet::new();
+        for (bytes, seal) in batch.iter().zip(seals) {
+            if seal.is_some()
+                && let Ok(parsed) = ingress::parse(bytes)
+                && *seal == self.seal_change(id, &parsed.hash().0)
+            {
+                sealed.insert(parsed.hash().0);
+            }
+        }
+        Ok(Some(Judge {
+            sql: self.sql,
+            site,
+            name: name.unwrap_or_else(|| format!("site {site}")),
+            epoch: from.epoch,
+            sealed,
+            failure: RefCell::new(None),
+        }))
+    }
+
+    /// At central: keeps what a change that was taken says of its actor, and, when it came back to a central
+    /// that was restored, of what a site was allowed.
+    pub(crate) fn know_again(
+        &self,
+        document: (Kind, DocumentId),
+        verified: &Verified,
+    ) -> Result<(), StoreError> {
+        if self.state.origin != Origin::Central {
+            return Ok(());
+        }
+        // Everybody who passed writes in his own name, also in what central told once.
+        if let Some(first) = verified.writes.first() {
+            register(self.sql, verified.change.actor_id().to_bytes(), first.written.site)?;
+        }
+        if let (Kind::Site, id) = document {
+            let effective = verified.writes.iter().filter(|write| write.path() == "effective");
+            for effective in effective.filter_map(|write| Effective::from_fields(&write.fields).ok()) {
+                self.mint_epoch(id.into(), &effective)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes that a site follows an epoch from here on. An older one than before changes nothing: a site
+    /// does not get back by itself what it was once allowed.
+    pub(crate) fn note_epoch(&self, site: SiteId, epoch: u64) -> Result<(), StoreError> {
+        self.sql
+            .prepare_cached("UPDATE peers SET epoch = max(epoch, ?2) WHERE peer = ?1")?
+            .execute(params![Origin::Site(site).to_string(), signed(epoch)])?;
+        Ok(())
+    }
+
+    /// Remembers what a site may decide under an epoch that central makes.
+    pub(crate) fn mint_epoch(&self, site: SiteId, effective: &Effective) -> Result<(), StoreError> {
+        self.sql
+            .prepare_cached("INSERT OR REPLACE INTO epochs (site, epoch, autonomy) VALUES (?1, ?2, ?3)")?
+            .execute(params![site.as_bytes(), signed(effective.epoch), effective.autonomy.as_str()])?;
+        Ok(())
+    }
+}
+
+/// Registers an actor to its owner, unless it has one.
+pub(crate) fn register(sql: &Connection, actor: &[u8], owner: Origin) -> Result<(), StoreError> {
+    sql.prepare_cached("INSERT OR IGNORE INTO actors (actor, peer) VALUES (?1, ?2)")?
+        .execute(params![actor, owner.to_string()])?;
+    Ok(())
+}
+
+/// Whether an actor is the site's, or nobody's yet.
+fn may_use(sql: &Connection, actor: &[u8], site: SiteId) -> Result<bool, StoreError> {
+    let owner: Option<String> = sql
+        .prepare_cached("SELECT peer FROM actors WHERE actor = ?1")?
+        .query_row([actor], |row| row.get(0))
+        .optional()?;
+    Ok(owner.is_none_or(|owner| owner == Origin::Site(site).to_string()))
+}
+
+/// What a site might decide under an epoch: under the newest one up to it that central made. A site that
+/// never heard of any settings follows the defaults, and so does this.
+fn autonomy(sql: &Connection, site: SiteId, epoch: u64) -> Result<Autonomy, StoreError> {
+    let word: Option<String> = sql
+        .prepare_cached(
+            "SELECT autonomy FROM epochs WHERE site = ?1 AND epoch <= ?2 ORDER BY epoch DESC LIMIT 1",
+        )?
+        .query_row(params![site.as_bytes(), signed(epoch)], |row| row.get(0))
+        .optional()?;
+    Ok(word.map_or(Ok(Effective::default().autonomy), |word| word.parse())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, path::Path, time::Duration};
+
+    use expect_test::expect;
+    use sync::{
+        document::{
+            Author, Register,
+            node::{self, Text},
+            register::Entropy,
+        },
+        engine::{Connection, Output},
+        id::{Incarnation, MacAddr, NodeId},
+        journal::{Event, Head, Stream},
+        policy::Wanted,
+        time::{Hlc, Timestamp},
+        wire::Item,
+    };
+
+    use crate::{
+        Given, Opening, Store,
+        command::{
+            node::create as create_node,
+            site::{self, SettingsEdit},
+        },
+        view::{JournalFilter, NodeFilter},
+    };
+
+    use super::*;
+
+    const NOW: Timestamp = Timestamp(1_795_161_600_000);
+
+    fn given(number: u8) -> Given {
+        let now = NOW.after(Duration::from_secs(u64::from(number)));
+        Given { now, by: "ann".into(), entropy: [number; 32] }
+    }
+
+    fn mac(last: u8) -> MacAddr {
+        MacAddr([0x52, 0x54, 0, 0, 0, last])
+    }
+
+    /// A central with two sites and a machine at home in the first, and what the sites deliver to it.
+    struct Fleet {
+        _folder: tempfile::TempDir,
+        central: Store,
+        sites: [SiteId; 2],
+        node: NodeId,
+        ends: BTreeMap<SiteId, u64>,
+        at: u8,
+    }
+
+    impl Fleet {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let central = open(folder.path(), Origin::Central);
+            let sites = [("lyon", 2), ("bern", 3)].map(|(name, number)| {
+                central.run(given(number), |tx| site::create(tx, name, "", "")).unwrap()
+            });
+            let lyon = sites[0];
+            let node = central.run(given(4), move |tx| create_node(tx, mac(1), lyon, "pos-1")).unwrap();
+            Fleet { _folder: folder, central, sites, node, ends: BTreeMap::new(), at: 10 }
+        }
+
+        fn set(&mut self, site: SiteId, autonomy: Autonomy) {
+            let edit = SettingsEdit { autonomy: Some(autonomy), ..SettingsEdit::default() };
+            self.at += 1;
+            self.central.run(given(self.at), move |tx| site::set(tx, site, &edit, "").map(drop)).unwrap();
+        }
+
+        /// The machine as central has it.
+        fn machine(&self) -> Document {
+            let id = self.node.into();
+            let found =
+                self.central.run(given(5), move |tx| tx.with_document(Kind::Node, id, Document::clone));
+            found.unwrap().expect("it is there")
+        }
+
+        fn deliver(&mut self, site: SiteId, items: Vec<Vec<u8>>) {
+            let end = self.ends.entry(site).or_default();
+            let (from, peer) = (*end + 1, Origin::Site(site));
+            *end += items.len() as u64;
+            self.at += 1;
+            let output = Output::Ingest { connection: Connection(1), peer, from, items, seal: None };
+            self.central.answer_now(output, given(self.at)).unwrap();
+        }
+
+        /// What is set aside, one reason per line.
+        fn aside(&self) -> String {
+            let rows = self.central.read(|view| view.quarantine()).unwrap();
+            rows.iter()
+                .map(|row| {
+                    format!("{} {}: {}\n", row.kind, if row.denied { "denied" } else { "broken" }, row.reason)
+                })
+                .collect()
+        }
+
+        fn hostname(&self) -> String {
+            self.central.read(|view| view.node(self.node)).unwrap().unwrap().hostname
+        }
+    }
+
+    fn open(folder: &Path, origin: Origin) -> Store {
+        let given = given(if origin == Origin::Central { 1 } else { 6 });
+        Store::open(&Opening { folder: folder.to_path_buf(), origin, given }).unwrap()
+    }
+
+    /// Somebody at a site, with one incarnation.
+    struct Hand {
+        incarnation: u8,
+        site: SiteId,
+        epoch: u64,
+        at: u64,
+    }
+
+    impl Hand {
+        fn of(site: SiteId, incarnation: u8) -> Self {
+            Hand { incarnation, site, epoch: 1, at: u64::from(incarnation) * 1_000 }
+        }
+
+        fn write<V: Value>(&mut self, document: &mut Document, register: &Register<V>, value: &V) -> Vec<u8> {
+            self.at += 1;
+            let mut author = Author {
+                incarnation: Incarnation([self.incarnation; 16]),
+                site: Origin::Site(self.site),
+                by: "bob".into(),
+                at: Hlc::at(NOW.after(Duration::from_millis(self.at))),
+                policy_epoch: self.epoch,
+                entropy: Entropy::new([u8::try_from(self.at % 251).unwrap(); 32]),
+            };
+            let change = document.write(&mut author, |edit| {
+                edit.set(register, value, "");
+            });
+            let bytes = change.expect("it writes").raw_bytes().to_vec();
+            Item::change(document.kind().number(), document.id(), bytes).to_bytes()
+        }
+    }
+
+    fn text(value: &str) -> Text {
+        Text { value: value.into() }
+    }
+
+    #[test]
+    fn h6_a_forged_write_to_another_sites_machine_is_set_aside_and_honest_work_goes_through() {
+        let mut fleet = Fleet::new();
+        let [_, bern] = fleet.sites;
+        fleet.set(bern, Autonomy::Full);
+        let mut hand = Hand { epoch: 2, ..Hand::of(bern, 7) };
+        let forged =
+            hand.write(&mut fleet.machine(), &node::wanted(), &node::Wish { wanted: Wanted::Retired });
+        let mut own = Document::new(Kind::Node, NodeId::of(mac(9)).into());
+        let seen = node::Observed { first_seen: NOW, asked_again: None };
+        let honest = [
+            hand.write(&mut own, &node::mac(mac(9)), &node::Evidence { value: mac(9).to_string() }),
+            hand.write(&mut own, &node::observed(bern), &seen),
+        ];
+        fleet.deliver(bern, vec![honest[0].clone(), forged, honest[1].clone()]);
+
+        let (node, lyon) = (fleet.node, fleet.sites[0]);
+        let reason = format!(
+            "node denied: `wanted` of node {node} is not bern's to write: the machine is at home at site {lyon}, and \
+             only visited there\n"
+        );
+        assert_eq!(fleet.aside(), reason);
+        let nodes = fleet.central.read(|view| view.nodes(&NodeFilter::default())).unwrap();
+        let mut homes: Vec<_> = nodes.iter().map(|row| (row.wanted, row.home)).collect();
+        homes.sort();
+        let mut expected = vec![(Wanted::Keep, Some(lyon)), (Wanted::Keep, Some(bern))];
+        expected.sort();
+        assert_eq!(homes, expected, "the machine is kept, and Bern's own is at home there");
+        let peer = fleet.central.read(|view| view.peer(Origin::Site(bern))).unwrap();
+        assert_eq!((peer.pulled, peer.agrees), (3, Some(false)), "the session goes on");
+        let noted = fleet.central.read(|view| view.journal(&JournalFilter::default())).unwrap();
+        let quarantined = |event: &Option<Event>| matches!(event, Some(Event::ChangeQuarantined { .. }));
+        assert_eq!(noted.iter().filter(|row| quarantined(&row.event)).count(), 1);
+    }
+
+    #[test]
+    fn h6_an_actor_belongs_to_whoever_delivered_it_first_and_centrals_to_central() {
+        let mut fleet = Fleet::new();
+        let [lyon, bern] = fleet.sites;
+        let mut machine = fleet.machine();
+        let named = Hand::of(lyon, 7).write(&mut machine, &node::hostname(), &text("till-1"));
+        fleet.deliver(lyon, vec![named]);
+        assert_eq!(fleet.hostname(), "till-1");
+
+        // Bern learned Lyon's actor, and central's, from documents that it was told.
+        let mut own = Document::new(Kind::Node, NodeId::of(mac(9)).into());
+        let evidence = node::Evidence { value: "1234".into() };
+        let as_lyon = Hand::of(bern, 7).write(&mut own.clone(), &node::evidence("serial"), &evidence);
+        let central = fleet.central.incarnation();
+        let mut author = Author {
+            incarnation: central,
+            site: Origin::Site(bern),
+            by: "eve".into(),
+            at: Hlc::at(NOW),
+            policy_epoch: 1,
+            entropy: Entropy::new([9; 32]),
+        };
+        let as_central = own.write(&mut author, |edit| {
+            edit.set(&node::evidence("serial"), &evidence, "");
+        });
+        let as_central = as_central.expect("it writes").raw_bytes().to_vec();
+        let as_central = Item::change(Kind::Node.number(), own.id(), as_central).to_bytes();
+        fleet.deliver(bern, vec![as_lyon, as_central]);
+        let reasons = [Incarnation([7; 16]), central].map(|actor| {
+            format!("node denied: the change is by replica {actor}, which is not one of bern's\n")
+        });
+        assert_eq!(fleet.aside(), reasons.concat());
+    }
+
+    #[test]
+    fn p5_h6_late_work_is_judged_by_the_settings_that_held_when_it_was_done() {
+        let mut fleet = Fleet::new();
+        let [lyon, _] = fleet.sites;
+        let mut machine = fleet.machine();
+        let mut hand = Hand::of(lyon, 7);
+        let before = hand.write(&mut machine, &node::hostname(), &text("till-1"));
+        // Meanwhile central takes the right away, and hears of the work afterwards.
+        fleet.set(lyon, Autonomy::ReadOnly);
+        fleet.deliver(lyon, vec![before]);
+        assert_eq!((fleet.hostname().as_str(), fleet.aside().as_str()), ("till-1", ""));
+
+        let mut head = Head::new(Incarnation([7; 16]));
+        let mut adopted = |epoch| {
+            let event = Event::EpochAdopted { epoch };
+            Item::entry(head.append(Stream::Site(lyon), Hlc::at(NOW), "sync", epoch, event)).to_bytes()
+        };
+        let after = hand.write(&mut machine.clone(), &node::hostname(), &text("till-2"));
+        fleet.deliver(lyon, vec![adopted(2), after]);
+        // An older epoch in the journal, or in the register, brings nothing back.
+        let again = Hand::of(lyon, 8).write(&mut machine.clone(), &node::hostname(), &text("till-3"));
+        fleet.deliver(lyon, vec![adopted(1), again]);
+        let refusal = format!(
+            "node denied: `hostname` of node {} needs autonomy `limited`; lyon has `readonly`\n",
+            fleet.node
+        );
+        assert_eq!(fleet.aside(), refusal.repeat(2));
+        assert_eq!(fleet.hostname(), "till-1");
+
+        // Two replicas that join tell changes before entries: the register names what central gave by then.
+        fleet.set(lyon, Autonomy::Limited);
+        let mut newer = Hand { epoch: 3, ..Hand::of(lyon, 9) };
+        let named = newer.write(&mut machine, &node::hostname(), &text("till-4"));
+        let beyond = Hand { epoch: 99, ..newer }.write(
+            &mut machine,
+            &node::workflow(),
+            &node::WorkflowRef { workflow: None },
+        );
+        fleet.deliver(lyon, vec![named, beyond]);
+        assert_eq!(fleet.hostname(), "till-4");
+        let aside = fleet.aside();
+        let last = aside.lines().last().unwrap().replace(&fleet.node.to_string(), "the machine");
+        expect!["node denied: `workflow` of node the machine needs autonomy `full`; lyon has `limited`"]
+            .assert_eq(&last);
+    }
+
+    #[test]
+    fn h6_what_waited_is_judged_as_whose_it_is_and_not_as_whoever_let_it_in() {
+        let mut fleet = Fleet::new();
+        let [lyon, bern] = fleet.sites;
+        fleet.set(bern, Autonomy::Full);
+        let mut seen = Document::new(Kind::Node, NodeId::of(mac(9)).into());
+        let first = Hand { epoch: 2, ..Hand::of(bern, 8) }.write(
+            &mut seen,
+            &node::evidence("serial"),
+            &node::Evidence { value: "1234".into() },
+        );
+        let wish = node::Wish { wanted: Wanted::Reprovision };
+        let waits = Hand::of(lyon, 7).write(&mut seen, &node::wanted(), &wish);
+        fleet.deliver(lyon, vec![waits]);
+        assert_eq!(fleet.aside(), "");
+        fleet.deliver(bern, vec![first]);
+        let id = NodeId::of(mac(9));
+        assert_eq!(
+            fleet.aside(),
+            format!("node denied: `wanted` of node {id} needs autonomy `full`; lyon has `limited`\n")
+        );
+        let rows = fleet.central.read(|view| view.quarantine()).unwrap();
+        assert_eq!(rows[0].peer, lyon.to_string());
+    }
+
+    #[test]
+    fn p5_a_site_notes_an_epoch_in_the_commit_that_brings_it_and_once() {
+        let mut fleet = Fleet::new();
+        let [lyon, _] = fleet.sites;
+        let folder = tempfile::tempdir().unwrap();
+        let mut site = open(folder.path(), Origin::Site(lyon));
+        let mut pulled = 0;
+        let mut told = Vec::new();
+        for autonomy in [Autonomy::ReadOnly, Autonomy::Full] {
+            fleet.set(lyon, autonomy);
+            let from = pulled + 1;
+            let items = fleet
+                .central
+                .run(given(90), move |tx| tx.read_log(Origin::Site(lyon), from, 1 << 20))
+                .unwrap();
+            pulled += items.len() as u64;
+            let output =
+                Output::Ingest { connection: Connection(1), peer: Origin::Central, from, items, seal: None };
+            site.answer_now(output, given(91)).unwrap();
+            drop(site);
+            site = open(folder.path(), Origin::Site(lyon));
+            let rows = site
+                .read(|view| view.journal(&JournalFilter { site: Some(lyon), ..JournalFilter::default() }));
+            told = rows.unwrap().into_iter().filter_map(|row| row.event).collect();
+        }
+        assert_eq!(told, [Event::EpochAdopted { epoch: 2 }, Event::EpochAdopted { epoch: 3 }]);
+    }
+}
