@@ -80,6 +80,7 @@ pub(crate) fn reader(database: &Path) -> Result<Connection, StoreError> {
         .map_err(|source| StoreError::Open { path: database.to_path_buf(), source: Arc::new(source) })?;
     connection.busy_timeout(std::time::Duration::from_secs(5))?;
     connection.set_prepared_statement_cache_capacity(64);
+    schema::settle_plans(&connection)?;
     Ok(connection)
 }
 
