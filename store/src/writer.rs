@@ -5,7 +5,7 @@
 //! it is anybody answered. A command that fails takes back its own savepoint only.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     fs,
     io::Write as _,
     path::{Path, PathBuf},
@@ -39,7 +39,7 @@ pub struct Committed {
 }
 
 type Finish = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
-type Job = Box<dyn FnOnce(&mut Tx<'_>) -> (bool, Finish) + Send>;
+type Job = Box<dyn FnOnce(&mut Tx<'_>) -> (Result<(), StoreError>, Finish) + Send>;
 type Watcher = Box<dyn Fn(&Committed) + Send>;
 
 /// The queue in front of the writing thread.
@@ -127,9 +127,9 @@ impl Writer {
     ) {
         let job: Job = Box::new(move |tx| {
             let outcome = command(tx);
-            let keep = outcome.is_ok();
+            let kept = outcome.as_ref().map(drop).map_err(StoreError::clone);
             let finish: Finish = Box::new(move |committed| done(committed.and(outcome)));
-            (keep, finish)
+            (kept, finish)
         });
         let Ok(queue) = self.queue.lock() else { return };
         if let Some(sender) = queue.as_ref() {
@@ -161,23 +161,30 @@ fn work(
     watcher: &Mutex<Option<Watcher>>,
 ) {
     while let Ok(first) = queue.recv() {
-        let mut jobs = vec![first];
+        let mut jobs = VecDeque::from([first]);
         while jobs.len() < GROUP
             && let Ok(next) = queue.try_recv()
         {
-            jobs.push(next);
+            jobs.push_back(next);
         }
-        let (finishes, outcome) = commit_group(&mut connection, &mut state, jobs);
-        if let Ok(committed) = &outcome
-            && !committed.grown.is_empty()
-            && let Ok(watcher) = watcher.lock()
-            && let Some(watcher) = watcher.as_ref()
-        {
-            watcher(committed);
-        }
-        let outcome = outcome.map(drop);
-        for finish in finishes {
-            finish(outcome.clone());
+        // More than one transaction only where SQLite took one back in the middle of the group.
+        while !jobs.is_empty() {
+            let (finishes, outcome) = commit_group(&mut connection, &mut state, &mut jobs);
+            if finishes.is_empty() {
+                // Not even a transaction begins: whoever waits hears that the store is closed.
+                jobs.clear();
+            }
+            if let Ok(committed) = &outcome
+                && !committed.grown.is_empty()
+                && let Ok(watcher) = watcher.lock()
+                && let Some(watcher) = watcher.as_ref()
+            {
+                watcher(committed);
+            }
+            let outcome = outcome.map(drop);
+            for finish in finishes {
+                finish(outcome.clone());
+            }
         }
         evict(&mut state);
     }
@@ -186,14 +193,14 @@ fn work(
 fn commit_group(
     connection: &mut Connection,
     state: &mut State,
-    jobs: Vec<(Given, Job)>,
+    jobs: &mut VecDeque<(Given, Job)>,
 ) -> (Vec<Finish>, Result<Committed, StoreError>) {
     let mut finishes = Vec::with_capacity(jobs.len());
     let mut committed = Committed::default();
     let outcome = (|| -> Result<(), StoreError> {
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let before = state.clock.last();
-        for (given, job) in jobs {
+        while let Some((given, job)) = jobs.pop_front() {
             transaction.execute_batch("SAVEPOINT command")?;
             let mut tx = Tx {
                 sql: &transaction,
@@ -203,16 +210,22 @@ fn commit_group(
                 touched: BTreeSet::new(),
                 grown: BTreeMap::new(),
             };
-            let (keep, finish) = job(&mut tx);
+            let (kept, finish) = job(&mut tx);
             finishes.push(finish);
             let Tx { touched, grown, .. } = tx;
-            if keep {
-                transaction.execute_batch("RELEASE command")?;
-                committed.grown.extend(grown);
-            } else {
-                transaction.execute_batch("ROLLBACK TO command; RELEASE command")?;
-                // What the command wrote into open documents is not in the database.
-                state.open.retain(|doc, _| !touched.contains(doc));
+            match kept {
+                Ok(()) => {
+                    transaction.execute_batch("RELEASE command")?;
+                    committed.grown.extend(grown);
+                }
+                // A full disk makes SQLite take back the whole transaction by itself: nothing of what the
+                // group has done so far is left, and everybody in it hears why.
+                Err(error) if transaction.is_autocommit() => return Err(error),
+                Err(_) => {
+                    transaction.execute_batch("ROLLBACK TO command; RELEASE command")?;
+                    // What the command wrote into open documents is not in the database.
+                    state.open.retain(|doc, _| !touched.contains(doc));
+                }
             }
         }
         if state.clock.last() != before {
