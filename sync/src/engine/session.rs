@@ -46,7 +46,8 @@ pub(super) struct Session {
     site: SiteId,
     peer: Origin,
     phase: Phase,
-    was_up: bool,
+    /// Since when it is established; stays when it ends.
+    up_since: Option<Duration>,
 
     /// The peer's log: handed to the replica up to here, committed up to there.
     received: u64,
@@ -104,7 +105,7 @@ impl Session {
             site,
             peer,
             phase,
-            was_up: false,
+            up_since: None,
             received: 0,
             committed: 0,
             end: 0,
@@ -134,7 +135,12 @@ impl Session {
     }
 
     pub(super) fn was_up(&self) -> bool {
-        self.was_up
+        self.up_since.is_some()
+    }
+
+    /// Whether it has been established for so long.
+    pub(super) fn has_lasted(&self, now: Moment, time: Duration) -> bool {
+        self.up_since.is_some_and(|since| now.elapsed.saturating_sub(since) >= time)
     }
 
     pub(super) fn peer_clock(&self) -> Option<Timestamp> {
@@ -379,7 +385,7 @@ impl Session {
 
     fn rise(&mut self, now: Moment, outputs: &mut VecDeque<Output>) {
         self.phase = Phase::Up;
-        self.was_up = true;
+        self.up_since = Some(now.elapsed);
         self.deadline = now.elapsed + self.silence_max;
         // The first heartbeat goes out at once: it carries what the peer wants to show.
         self.heartbeat_at = now.elapsed;
