@@ -244,6 +244,8 @@ impl Session {
         self.sent = position;
         self.acknowledged = position;
         self.may_send = true;
+        // The greeting says it too; the acknowledgement itself may have been lost with the connection.
+        outputs.push_back(Output::Acknowledged { peer: self.peer, position });
         let ok = Message::HelloOk {
             version: version::OURS.newest,
             pulled: standing.pulled,
