@@ -141,6 +141,54 @@ fn a_command_that_fails_takes_back_only_what_it_did_itself() {
 }
 
 #[test]
+fn a_full_disk_is_named_and_the_next_command_runs() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, _, node) = central(folder.path());
+    let limit = |store: &Store, spare: i64| {
+        store.run(given(9), move |tx| {
+            let pages: i64 = tx.sql.pragma_query_value(None, "page_count", |row| row.get(0))?;
+            tx.sql.pragma_update(None, "max_page_count", pages + spare)?;
+            Ok(())
+        })
+    };
+    limit(&store, 1).unwrap();
+    let edit_with =
+        |number: u8| NodeEdit { notes: Some(format!("{number}").repeat(1_300)), ..NodeEdit::default() };
+    let (sender, receiver) = std::sync::mpsc::channel();
+    // They may share a transaction: each is told what became of it, whichever page was the last.
+    for number in 10..30 {
+        let sender = sender.clone();
+        let new = edit_with(number);
+        store.submit(
+            given(number),
+            move |tx| edit(tx, node, &new),
+            move |outcome| sender.send((number, outcome.map(drop))).expect("the test listens"),
+        );
+    }
+    let mut kept = None;
+    for (number, outcome) in receiver.iter().take(20) {
+        match outcome {
+            Ok(()) => kept = Some(number),
+            Err(StoreError::Full) => {}
+            Err(error) => panic!("{number} fails with {error:?}"),
+        }
+    }
+    let said = |store: &Store| {
+        let rows = store.read(|view| view.journal(&JournalFilter::default())).unwrap();
+        let notes = rows.into_iter().filter_map(|row| match row.event? {
+            Event::RegisterSet { path, value, .. } if path == "notes" => value[..2].parse::<u8>().ok(),
+            _ => None,
+        });
+        notes.last()
+    };
+    assert_eq!(said(&store), kept, "what was answered is what is there");
+    limit(&store, 1_000).unwrap();
+    let new = edit_with(30);
+    store.run(given(30), move |tx| edit(tx, node, &new)).unwrap();
+    assert_eq!(said(&store), Some(30));
+}
+
+#[test]
 fn a_compacted_document_is_told_to_peers_byte_for_byte() {
     let folder = tempfile::tempdir().unwrap();
     let (store, lyon, node) = central(folder.path());

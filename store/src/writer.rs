@@ -5,7 +5,7 @@
 //! it is anybody answered. A command that fails takes back its own savepoint only.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     fs,
     path::{Path, PathBuf},
     sync::{
@@ -37,7 +37,7 @@ pub struct Committed {
 }
 
 type Finish = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
-type Job = Box<dyn FnOnce(&mut Tx<'_>) -> (bool, Finish) + Send>;
+type Job = Box<dyn FnOnce(&mut Tx<'_>) -> (Result<(), StoreError>, Finish) + Send>;
 type Watcher = Box<dyn Fn(&Committed) + Send>;
 
 /// The queue in front of the writing thread.
@@ -84,6 +84,7 @@ pub(crate) fn reader(database: &Path) -> Result<Connection, StoreError> {
         .map_err(|source| StoreError::Open { path: database.to_path_buf(), source: Arc::new(source) })?;
     connection.busy_timeout(std::time::Duration::from_secs(5))?;
     connection.set_prepared_statement_cache_capacity(64);
+    schema::settle_plans(&connection)?;
     Ok(connection)
 }
 
@@ -131,9 +132,9 @@ impl Writer {
     ) {
         let job: Job = Box::new(move |tx| {
             let outcome = command(tx);
-            let keep = outcome.is_ok();
+            let kept = outcome.as_ref().map(drop).map_err(StoreError::clone);
             let finish: Finish = Box::new(move |committed| done(committed.and(outcome)));
-            (keep, finish)
+            (kept, finish)
         });
         let Ok(queue) = self.queue.lock() else { return };
         if let Some(sender) = queue.as_ref() {
@@ -166,26 +167,33 @@ fn work(
     incarnation: &Mutex<Incarnation>,
 ) {
     while let Ok(first) = queue.recv() {
-        let mut jobs = vec![first];
+        let mut jobs = VecDeque::from([first]);
         while jobs.len() < GROUP
             && let Ok(next) = queue.try_recv()
         {
-            jobs.push(next);
+            jobs.push_back(next);
         }
-        let (finishes, outcome) = commit_group(&mut connection, &mut state, jobs);
-        if let Ok(committed) = &outcome
-            && !committed.grown.is_empty()
-            && let Ok(watcher) = watcher.lock()
-            && let Some(watcher) = watcher.as_ref()
-        {
-            watcher(committed);
-        }
-        if let Ok(mut incarnation) = incarnation.lock() {
-            *incarnation = state.incarnation;
-        }
-        let outcome = outcome.map(drop);
-        for finish in finishes {
-            finish(outcome.clone());
+        // More than one transaction only where SQLite took one back in the middle of the group.
+        while !jobs.is_empty() {
+            let (finishes, outcome) = commit_group(&mut connection, &mut state, &mut jobs);
+            if finishes.is_empty() {
+                // Not even a transaction begins: whoever waits hears that the store is closed.
+                jobs.clear();
+            }
+            if let Ok(committed) = &outcome
+                && !committed.grown.is_empty()
+                && let Ok(watcher) = watcher.lock()
+                && let Some(watcher) = watcher.as_ref()
+            {
+                watcher(committed);
+            }
+            if let Ok(mut incarnation) = incarnation.lock() {
+                *incarnation = state.incarnation;
+            }
+            let outcome = outcome.map(drop);
+            for finish in finishes {
+                finish(outcome.clone());
+            }
         }
         evict(&mut state);
     }
@@ -194,7 +202,7 @@ fn work(
 fn commit_group(
     connection: &mut Connection,
     state: &mut State,
-    jobs: Vec<(Given, Job)>,
+    jobs: &mut VecDeque<(Given, Job)>,
 ) -> (Vec<Finish>, Result<Committed, StoreError>) {
     let mut finishes = Vec::with_capacity(jobs.len());
     let mut committed = Committed::default();
@@ -202,7 +210,7 @@ fn commit_group(
     let outcome = (|| -> Result<(), StoreError> {
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let before = state.clock.last();
-        for (given, job) in jobs {
+        while let Some((given, job)) = jobs.pop_front() {
             transaction.execute_batch("SAVEPOINT command")?;
             let incarnation = state.incarnation;
             let mut tx = Tx {
@@ -213,17 +221,23 @@ fn commit_group(
                 touched: BTreeSet::new(),
                 grown: BTreeMap::new(),
             };
-            let (keep, finish) = job(&mut tx);
+            let (kept, finish) = job(&mut tx);
             finishes.push(finish);
             let Tx { touched, grown, .. } = tx;
-            if keep {
-                transaction.execute_batch("RELEASE command")?;
-                committed.grown.extend(grown);
-            } else {
-                transaction.execute_batch("ROLLBACK TO command; RELEASE command")?;
-                // What the command wrote into open documents is not in the database.
-                state.open.retain(|doc, _| !touched.contains(doc));
-                state.incarnation = incarnation;
+            match kept {
+                Ok(()) => {
+                    transaction.execute_batch("RELEASE command")?;
+                    committed.grown.extend(grown);
+                }
+                // A full disk makes SQLite take back the whole transaction by itself: nothing of what the
+                // group has done so far is left, and everybody in it hears why.
+                Err(error) if transaction.is_autocommit() => return Err(error),
+                Err(_) => {
+                    transaction.execute_batch("ROLLBACK TO command; RELEASE command")?;
+                    // What the command wrote into open documents is not in the database.
+                    state.open.retain(|doc, _| !touched.contains(doc));
+                    state.incarnation = incarnation;
+                }
             }
         }
         if state.clock.last() != before {

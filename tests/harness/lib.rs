@@ -1,13 +1,21 @@
 //! The harness: a world in which replicas, links and machines are played, and the shipped programs started.
 //!
 //! `random` is where every run's choices come from. `world` joins stores and engines over links in memory
-//! under one virtual clock, `damage` is what disks do to them. `programs` starts the shipped programs, `wire` is the UDP path between them
-//! that can be cut, `rest` reads what they say, and `machine` is a PXE client that speaks real packets.
+//! under one virtual clock; `link` is what a line does to frames, `disk` what becomes of files, `hostile`
+//! what a site that means harm sends, `eye` looks into a database without its store, `history` keeps what
+//! happened in words. `damage` is what disks and people do to a replica. `programs` starts the shipped
+//! programs, `wire` is the UDP path between them that can be cut, `rest` reads what they say, and `machine`
+//! is a PXE client that speaks real packets.
 //!
 //! Deliberately absent: anything that decides. The harness plays the network and the machines; what is
 //! right or wrong stands in the suites.
 
 pub mod random;
+pub mod link;
+pub mod disk;
+pub mod eye;
+pub mod history;
+pub mod hostile;
 pub mod world;
 pub mod damage;
 

@@ -3,7 +3,7 @@
 //! `PRAGMA user_version` counts the steps that were taken. A database that has taken more steps than this
 //! program knows is refused, untouched: a newer program has data in it that we would not keep.
 
-use rusqlite::{Connection, TransactionBehavior};
+use rusqlite::{Connection, TransactionBehavior, config::DbConfig};
 
 use crate::StoreError;
 
@@ -21,6 +21,7 @@ pub(crate) fn prepare(connection: &mut Connection) -> Result<(), StoreError> {
     if found > version() {
         return Err(StoreError::Newer { found, known: version() });
     }
+    settle_plans(connection)?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
     // Branch offices lose power: NORMAL would lose the last commits, which were acknowledged already.
     connection.pragma_update(None, "synchronous", "FULL")?;
@@ -30,5 +31,12 @@ pub(crate) fn prepare(connection: &mut Connection) -> Result<(), StoreError> {
         transaction.pragma_update(None, "user_version", number)?;
     }
     transaction.commit()?;
+    Ok(())
+}
+
+/// Lets a statement keep its plan whatever is bound to it. Otherwise SQLite looks at the values of every
+/// `?1 IS NULL OR …` and plans anew each time that they change, which cost a tenth of all work.
+pub(crate) fn settle_plans(connection: &Connection) -> Result<(), StoreError> {
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     Ok(())
 }

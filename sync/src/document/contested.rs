@@ -133,7 +133,7 @@ fn sides_at<V: Value>(
         None => automerge.get_all(parent, key),
         Some(heads) => automerge.get_all_at(parent, key, heads),
     };
-    let genesis = super::genesis::hash(document.kind(), document.id());
+    let genesis = document.genesis();
     let mut sides: Vec<Side<V>> = values
         .unwrap_or_default()
         .into_iter()

@@ -31,6 +31,8 @@ use crate::id::DocumentId;
 pub struct Document {
     kind: Kind,
     id: DocumentId,
+    /// Computing it costs as much as making a document, and every register that is read asks for it.
+    genesis: ChangeHash,
     automerge: Automerge,
 }
 
@@ -72,7 +74,8 @@ pub enum DocumentError {
 impl Document {
     /// Creates the document with its computed genesis and nothing else.
     pub fn new(kind: Kind, id: DocumentId) -> Self {
-        Document { kind, id, automerge: genesis::document(kind, id) }
+        let automerge = genesis::document(kind, id);
+        Document { kind, id, genesis: automerge.get_heads()[0], automerge }
     }
 
     /// Opens a snapshot that [`Document::save`] made here.
@@ -85,10 +88,11 @@ impl Document {
             id,
             source: Box::new(source),
         })?;
-        if automerge.get_change_meta_by_hash(&genesis::hash(kind, id)).is_none() {
+        let genesis = genesis::hash(kind, id);
+        if automerge.get_change_meta_by_hash(&genesis).is_none() {
             return Err(DocumentError::ForeignGenesis { kind, id });
         }
-        Ok(Document { kind, id, automerge })
+        Ok(Document { kind, id, genesis, automerge })
     }
 
     /// Kind of the document.
@@ -99,6 +103,11 @@ impl Document {
     /// Id of the document.
     pub fn id(&self) -> DocumentId {
         self.id
+    }
+
+    /// Hash of its first change.
+    pub fn genesis(&self) -> ChangeHash {
+        self.genesis
     }
 
     /// The CRDT itself, for reading.

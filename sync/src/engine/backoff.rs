@@ -6,7 +6,7 @@ use std::time::Duration;
 const BASE: Duration = Duration::from_millis(500);
 
 /// Longest wait: below 30 s, so that a link that is back is used within half a minute.
-const MAX: Duration = Duration::from_secs(25);
+pub(super) const MAX: Duration = Duration::from_secs(25);
 
 /// Returns the wait before dialing again after `failures` failures in a row.
 ///

@@ -222,11 +222,6 @@ impl Engine {
         self.heard.insert(peer, now.elapsed);
         let is_hello = matches!(message, Message::Hello { .. });
         session.handle_message(now, message, &mut self.outputs);
-        if session.is_up()
-            && let Dial::Connected { failures } = &mut self.dial
-        {
-            *failures = 0;
-        }
         if is_hello {
             self.replace_older(connection, peer);
         }
@@ -247,7 +242,12 @@ impl Engine {
         if session.was_up() && !self.is_up(peer) {
             self.outputs.push_back(Output::Down { peer, reason: reason.to_string() });
         }
-        if matches!(self.dial, Dial::Connected { .. }) {
+        if let Dial::Connected { failures } = &mut self.dial {
+            // A session that breaks as soon as it is up, as with a full disk, is one more failure: else the
+            // whole log would be sent again several times in a second, for as long as it lasts.
+            if session.has_lasted(now, backoff::MAX) {
+                *failures = 0;
+            }
             self.wait_to_dial(now, jitter);
         }
     }

@@ -74,7 +74,8 @@ pub(super) struct Session {
     site: SiteId,
     peer: Origin,
     phase: Phase,
-    was_up: bool,
+    /// Since when it is established; stays when it ends.
+    up_since: Option<Duration>,
 
     /// The peer's log: handed to the replica up to here, committed up to there.
     received: u64,
@@ -140,7 +141,7 @@ impl Session {
             site,
             peer,
             phase,
-            was_up: false,
+            up_since: None,
             received: 0,
             committed: 0,
             end: 0,
@@ -175,7 +176,12 @@ impl Session {
     }
 
     pub(super) fn was_up(&self) -> bool {
-        self.was_up
+        self.up_since.is_some()
+    }
+
+    /// Whether it has been established for so long.
+    pub(super) fn has_lasted(&self, now: Moment, time: Duration) -> bool {
+        self.up_since.is_some_and(|since| now.elapsed.saturating_sub(since) >= time)
     }
 
     pub(super) fn peer_clock(&self) -> Option<Timestamp> {
@@ -290,6 +296,8 @@ impl Session {
                 self.sent = position;
                 self.acknowledged = position;
                 self.may_send = true;
+                // The greeting says it too; the acknowledgement itself may have been lost with the connection.
+                outputs.push_back(Output::Acknowledged { peer: self.peer, position });
                 self.accept_greeting(now, standing.pulled, standing.agrees, false, outputs);
                 self.rise(now, outputs);
                 if let Some(agrees) = standing.agrees {
@@ -648,7 +656,7 @@ impl Session {
 
     fn rise(&mut self, now: Moment, outputs: &mut VecDeque<Output>) {
         self.phase = Phase::Up;
-        self.was_up = true;
+        self.up_since = Some(now.elapsed);
         self.deadline = now.elapsed + self.silence_max;
         // The first heartbeat goes out at once: it carries what the peer wants to show.
         self.heartbeat_at = now.elapsed;

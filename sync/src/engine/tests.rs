@@ -108,6 +108,8 @@ struct Pair {
     open: Option<Connection>,
     wire: VecDeque<(bool, Vec<u8>)>,
     cut: bool,
+    /// The site's disk has no room.
+    full: bool,
     frames: u64,
     bytes: u64,
     notices: Vec<String>,
@@ -127,6 +129,7 @@ impl Pair {
             open: None,
             wire: VecDeque::new(),
             cut: false,
+            full: false,
             frames: 0,
             bytes: 0,
             notices: vec![],
@@ -230,6 +233,9 @@ impl Pair {
                     .collect();
                 engine.handle(now, Input::Read { connection, from, items, seal: None });
             }
+            Output::Ingest { connection, .. } if at_site && self.full => {
+                engine.handle(now, Input::IngestFailed { connection, reason: "the disk is full".into() });
+            }
             Output::Ingest { connection, from, items, .. } => {
                 assert_eq!(from, logs.theirs.len() as u64 + 1, "{side} ingests without a gap");
                 logs.held.extend(items.iter().cloned());
@@ -238,7 +244,7 @@ impl Pair {
                 engine.handle(now, Input::Ingested { connection, cursor });
             }
             Output::Acknowledged { position, .. } => {
-                assert!(position > logs.acknowledged, "{side} is told once");
+                assert!(position >= logs.acknowledged, "{side} is never told less");
                 logs.acknowledged = position;
             }
             Output::TakeFingerprint { connection, pulled, pushed } => {
@@ -363,6 +369,37 @@ fn both_logs_arrive_once_and_in_order_across_cuts() {
     assert_eq!(pair.at_central.own, pair.at_site.theirs);
     assert_eq!(pair.at_site.acknowledged, 40);
     assert_eq!(pair.notices.last().map(String::as_str), Some("site agrees: true"));
+}
+
+#[test]
+fn central_learns_from_the_greeting_what_a_lost_acknowledgement_said() {
+    let mut pair = Pair::new();
+    pair.write(false, "from central");
+    pair.run(seconds(5));
+    // The site has it; central never heard so, and forgot its session.
+    pair.at_central.acknowledged = 0;
+    pair.cut();
+    pair.cut = false;
+    pair.run(seconds(40));
+    assert_eq!(pair.at_central.acknowledged, 1);
+}
+
+#[test]
+fn p15_a_session_that_breaks_as_soon_as_it_is_up_is_dialled_less_and_less() {
+    let mut pair = Pair::new();
+    pair.full = true;
+    pair.write(false, "what the site cannot take");
+    pair.run(seconds(3_600));
+    let dialled = pair.next;
+    assert!((144..=300).contains(&dialled), "{dialled} dials in an hour, at 12 to 25 s each");
+    pair.full = false;
+    pair.run(seconds(3_630));
+    assert_eq!(pair.at_site.theirs.len(), 1, "with room it is there within half a minute");
+    pair.run(seconds(3_700));
+    pair.cut();
+    pair.cut = false;
+    pair.run(seconds(3_701));
+    assert_eq!(pair.next, dialled + 2, "a session that has lasted is dialled again at once");
 }
 
 #[test]

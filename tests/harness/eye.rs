@@ -1,0 +1,278 @@
+//! Looks into a replica's database without its store: what is there, not what the store says.
+//!
+//! The one place outside `store` that knows its tables. A check that asked the code under test what is
+//! true would agree with it.
+
+use std::path::Path;
+
+use automerge::Change;
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Result, params};
+use sync::{
+    document::{Document, Kind},
+    id::{DocumentId, Origin},
+};
+
+/// An open database of a replica.
+pub struct Eye {
+    sql: Connection,
+}
+
+/// A document as it is stored.
+pub struct Stored {
+    /// Kind, if this program knows it.
+    pub kind: Option<Kind>,
+    /// The document.
+    pub id: DocumentId,
+    /// Sorted hashes of the heads, 32 bytes each.
+    pub heads: Vec<u8>,
+}
+
+/// A journal entry as it is stored.
+pub struct StoredEntry {
+    /// Its row, which grows with every entry.
+    pub row: i64,
+    /// Stream that it is filed under.
+    pub stream: String,
+    /// Incarnation that it is filed under.
+    pub incarnation: [u8; 16],
+    /// Number that it is filed under.
+    pub seq: u64,
+    /// Hash that is kept with it.
+    pub hash: [u8; 32],
+    /// The entry.
+    pub bytes: Vec<u8>,
+}
+
+/// Standing towards a peer as it is stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// What is here of the peer's log.
+    pub pulled: u64,
+    /// What the peer is known to have of ours.
+    pub acknowledged: u64,
+    /// Whether both hold the same.
+    pub agrees: Option<bool>,
+}
+
+impl Eye {
+    /// Opens the database of the replica in `folder`.
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub fn open(folder: &Path) -> Result<Self> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let sql = Connection::open_with_flags(folder.join("holdfast.db"), flags)?;
+        sql.set_prepared_statement_cache_capacity(64);
+        Ok(Eye { sql })
+    }
+
+    /// Row of the newest change.
+    ///
+    /// # Errors
+    /// What SQLite says, here and below.
+    pub fn last_change(&self) -> Result<i64> {
+        self.number("SELECT ifnull(max(change), 0) FROM changes", [])
+    }
+
+    /// How many changes there are up to a row.
+    pub fn changes_up_to(&self, row: i64) -> Result<i64> {
+        self.number("SELECT count(*) FROM changes WHERE change <= ?1", [row])
+    }
+
+    /// Rows of the documents that changes after a row belong to.
+    pub fn touched_after(&self, row: i64) -> Result<Vec<i64>> {
+        self.column("SELECT DISTINCT doc FROM changes WHERE change > ?1 ORDER BY doc", [row])
+    }
+
+    /// Rows of all documents that have changes.
+    pub fn documents(&self) -> Result<Vec<i64>> {
+        self.column("SELECT doc FROM documents WHERE changes > 0 ORDER BY doc", [])
+    }
+
+    /// A document's row as it is stored.
+    pub fn stored(&self, doc: i64) -> Result<Stored> {
+        let mut statement =
+            self.sql.prepare_cached("SELECT kind, id, heads FROM documents WHERE doc = ?1")?;
+        statement.query_row([doc], |row| {
+            let kind = Kind::from_number(row.get(0)?);
+            Ok(Stored { kind, id: DocumentId(row.get(1)?), heads: row.get(2)? })
+        })
+    }
+
+    /// Heads of a document by its id, if it is here and has changes.
+    pub fn heads_of(&self, id: DocumentId) -> Result<Option<Vec<u8>>> {
+        self.sql
+            .prepare_cached("SELECT heads FROM documents WHERE id = ?1 AND changes > 0")?
+            .query_row([id.as_bytes()], |row| row.get(0))
+            .optional()
+    }
+
+    /// Opens a document from its stored bytes.
+    ///
+    /// # Errors
+    /// In words, when they are not a document.
+    pub fn document(&self, doc: i64, kind: Kind, id: DocumentId) -> Result<Document, String> {
+        self.load(doc, kind, id).map_err(|error| error.to_string())
+    }
+
+    fn load(&self, doc: i64, kind: Kind, id: DocumentId) -> Result<Document, Box<dyn std::error::Error>> {
+        let snapshot: Option<(i64, Vec<u8>)> = self
+            .sql
+            .prepare_cached("SELECT upto, bytes FROM snapshots WHERE doc = ?1")?
+            .query_row([doc], |row| Ok((row.get(0)?, row.get(1)?)))
+            .optional()?;
+        let (upto, mut document) = match snapshot {
+            Some((upto, bytes)) => (upto, Document::load(kind, id, &bytes)?),
+            None => (0, Document::new(kind, id)),
+        };
+        let mut tail = self
+            .sql
+            .prepare_cached("SELECT bytes FROM changes WHERE doc = ?1 AND change > ?2 ORDER BY change")?;
+        let mut rows = tail.query(params![doc, upto])?;
+        while let Some(row) = rows.next()? {
+            let bytes: Vec<u8> = row.get(0)?;
+            document.apply(Change::try_from(bytes.as_slice())?)?;
+        }
+        Ok(document)
+    }
+
+    /// The derived row of a document, as the JSON that is kept; absent where the kind has none.
+    pub fn body(&self, doc: i64, kind: Kind) -> Result<Option<String>> {
+        let query = match kind {
+            Kind::Site => "SELECT body FROM view_sites WHERE doc = ?1",
+            Kind::Node => "SELECT body FROM view_nodes WHERE doc = ?1",
+            Kind::Task => "SELECT body FROM view_tasks WHERE doc = ?1",
+            Kind::Workflow => "SELECT body FROM view_workflows WHERE doc = ?1",
+            Kind::Group => return Ok(None),
+        };
+        self.sql.prepare_cached(query)?.query_row([doc], |row| row.get(0)).optional()
+    }
+
+    /// All derived rows, in words that can be compared.
+    pub fn derived(&self) -> Result<Vec<String>> {
+        self.column(
+            "SELECT doc || ' ' || body FROM view_sites UNION ALL SELECT doc || ' ' || body FROM view_nodes
+             UNION ALL SELECT doc || ' ' || body FROM view_tasks
+             UNION ALL SELECT doc || ' ' || body FROM view_workflows
+             UNION ALL SELECT doc || ' ' || hex(mac) FROM view_macs ORDER BY 1",
+            [],
+        )
+    }
+
+    /// Journal entries after a row, in order.
+    pub fn entries_after(&self, row: i64) -> Result<Vec<StoredEntry>> {
+        let mut statement = self.sql.prepare_cached(
+            "SELECT entry, stream, incarnation, seq, hash, bytes FROM journal WHERE entry > ?1 ORDER BY entry",
+        )?;
+        let rows = statement.query_map([row], |row| {
+            Ok(StoredEntry {
+                row: row.get(0)?,
+                stream: row.get(1)?,
+                incarnation: row.get(2)?,
+                seq: row.get::<_, i64>(3)?.unsigned_abs(),
+                hash: row.get(4)?,
+                bytes: row.get(5)?,
+            })
+        })?;
+        rows.collect()
+    }
+
+    /// How many journal entries there are up to a row.
+    pub fn entries_up_to(&self, row: i64) -> Result<i64> {
+        self.number("SELECT count(*) FROM journal WHERE entry <= ?1", [row])
+    }
+
+    /// Standing towards a peer.
+    pub fn standing(&self, peer: Origin) -> Result<Standing> {
+        let found = self
+            .sql
+            .prepare_cached("SELECT pulled, acknowledged, agrees FROM peers WHERE peer = ?1")?
+            .query_row([peer.to_string()], |row| {
+                Ok(Standing {
+                    pulled: row.get::<_, i64>(0)?.unsigned_abs(),
+                    acknowledged: row.get::<_, i64>(1)?.unsigned_abs(),
+                    agrees: row.get(2)?,
+                })
+            })
+            .optional()?;
+        Ok(found.unwrap_or_default())
+    }
+
+    /// Hashes of the changes and journal entries in the log for a peer, in `(after, up_to]`, in order.
+    pub fn told(&self, peer: Origin, after: u64, up_to: u64) -> Result<Vec<[u8; 32]>> {
+        self.column(
+            "SELECT ifnull(changes.hash, journal.hash) FROM log
+             LEFT JOIN changes ON changes.change = log.change LEFT JOIN journal ON journal.entry = log.entry
+             WHERE peer = ?1 AND position > ?2 AND position <= ?3 ORDER BY position",
+            params![
+                peer.to_string(),
+                i64::try_from(after).unwrap_or(i64::MAX),
+                i64::try_from(up_to).unwrap_or(i64::MAX)
+            ],
+        )
+    }
+
+    /// Whether a change or journal entry with this hash is here: taken over, or waiting for what it
+    /// depends on.
+    pub fn holds(&self, hash: &[u8; 32]) -> Result<bool> {
+        let found = self.number(
+            "SELECT EXISTS (SELECT 1 FROM changes WHERE hash = ?1) OR EXISTS (SELECT 1 FROM parked WHERE hash = ?1)
+             OR EXISTS (SELECT 1 FROM journal WHERE hash = ?1)",
+            [hash],
+        )?;
+        Ok(found != 0)
+    }
+
+    /// Documents that a site is told about, by id, with their heads.
+    pub fn scope(&self, site: Origin) -> Result<Vec<(DocumentId, Vec<u8>)>> {
+        let mut statement = self.sql.prepare_cached(
+            "SELECT id, heads FROM scope JOIN documents ON documents.doc = scope.doc
+             WHERE peer = ?1 AND changes > 0 ORDER BY id",
+        )?;
+        let rows =
+            statement.query_map([site.to_string()], |row| Ok((DocumentId(row.get(0)?), row.get(1)?)))?;
+        rows.collect()
+    }
+
+    /// Documents that are here, by id, with their heads.
+    pub fn held(&self) -> Result<Vec<(DocumentId, Vec<u8>)>> {
+        let mut statement =
+            self.sql.prepare_cached("SELECT id, heads FROM documents WHERE changes > 0 ORDER BY id")?;
+        let rows = statement.query_map([], |row| Ok((DocumentId(row.get(0)?), row.get(1)?)))?;
+        rows.collect()
+    }
+
+    /// How many changes wait for what they depend on.
+    pub fn parked(&self) -> Result<i64> {
+        self.number("SELECT count(*) FROM parked", [])
+    }
+
+    /// How many bytes of peers were set aside.
+    pub fn quarantined(&self) -> Result<i64> {
+        self.number("SELECT count(*) FROM quarantine", [])
+    }
+
+    /// How many unknown machines are remembered.
+    pub fn candidates(&self) -> Result<i64> {
+        self.number("SELECT count(*) FROM boots WHERE mac NOT IN (SELECT mac FROM view_macs)", [])
+    }
+
+    /// What SQLite finds wrong with the file; `ok` if nothing.
+    pub fn integrity(&self) -> Result<String> {
+        self.sql.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
+    }
+
+    fn number(&self, query: &str, params: impl rusqlite::Params) -> Result<i64> {
+        self.sql.prepare_cached(query)?.query_row(params, |row| row.get(0))
+    }
+
+    fn column<T: rusqlite::types::FromSql>(
+        &self,
+        query: &str,
+        params: impl rusqlite::Params,
+    ) -> Result<Vec<T>> {
+        let mut statement = self.sql.prepare_cached(query)?;
+        let rows = statement.query_map(params, |row| row.get(0))?;
+        rows.collect()
+    }
+}
