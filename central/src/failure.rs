@@ -15,6 +15,8 @@ pub enum Exit {
     Data = 5,
     /// 6: the server was not reached, or refused.
     Server = 6,
+    /// 7: no backup was made, or none was restored.
+    Backup = 7,
 }
 
 /// Three lines for the person at the keyboard, and a number for the script around it.

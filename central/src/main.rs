@@ -8,9 +8,10 @@ use std::{
 };
 
 use central::{
+    backup,
     client::Client,
     config::{self, Config, Layer},
-    event_loop,
+    event_loop::{self, Edge},
     failure::{Exit, Failure},
     server::{ADMIN_TOKEN, Server},
 };
@@ -25,6 +26,7 @@ Exit codes:
   4  an address cannot be listened on
   5  the data folder cannot be used
   6  the server was not reached, or refused
+  7  no backup was made, or none was restored
 
 A flag wins over the environment, which wins over the file, which wins over the default.";
 
@@ -44,6 +46,23 @@ Examples:
 
 Prints the token alone on stdout. It is good for one machine and one day:
   holdfast-site enroll --central HOST:7443 --token TOKEN --name lyon";
+
+const BACKUP_EXAMPLES: &str = "\
+Examples:
+  holdfast-central backup --to /mnt/backup/central-2026-11-20
+  holdfast-central backup --to /mnt/backup/central-2026-11-20 --data-dir /var/lib/holdfast-central
+
+The server may run meanwhile. Content is not copied: `backup.json` names it, and the folder `blobs` can be copied
+at any time. The folder holds the keys of the fleet.";
+
+const RESTORE_EXAMPLES: &str = "\
+Examples:
+  holdfast-central restore --from /mnt/backup/central-2026-11-20
+  holdfast-central restore --from /mnt/backup/central-2026-11-20 --data-dir /var/lib/holdfast-central   (a new machine)
+
+The server must be stopped. The old database stays in the folder under another name; keys that are there stay as
+they are. Afterwards central takes back from its sites what it has lost, and issues no order until somebody ends
+its recovery.";
 
 /// Holdfast central: the fleet, its sites, and what they boot.
 #[derive(Parser)]
@@ -89,6 +108,20 @@ enum Command {
     /// Invites sites
     #[command(subcommand)]
     Token(TokenCommand),
+    /// Copies database and keys into a folder
+    #[command(after_help = BACKUP_EXAMPLES)]
+    Backup {
+        /// Folder of the backup; made, or empty
+        #[arg(long, value_name = "FOLDER")]
+        to: PathBuf,
+    },
+    /// Puts a backup in the place of the database
+    #[command(after_help = RESTORE_EXAMPLES)]
+    Restore {
+        /// Folder of the backup
+        #[arg(long, value_name = "FOLDER")]
+        from: PathBuf,
+    },
     /// Looks at the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -138,6 +171,12 @@ fn run(command: Command, settings: Settings) -> Result<(), Failure> {
             let url = server.unwrap_or_else(|| config.http_url());
             create_token(&config, &url, &site, &describe)
         }
+        Command::Backup { to } => {
+            backup::save(&config.data_dir, &to, Edge::of_this_machine().now(), &mut say_line)
+        }
+        Command::Restore { from } => {
+            backup::put_back(&config.data_dir, &from, Edge::of_this_machine().now(), &mut say_line)
+        }
         Command::Config(ConfigCommand::Check) => {
             let source = file.map_or("no file; defaults".into(), |file| file.display().to_string());
             say(&format!("# {source}, environment and flags\n{config}"))
@@ -173,6 +212,11 @@ fn create_token(config: &Config, url: &str, site: &str, describe: &str) -> Resul
     }
     eprintln!("good for one machine until {}", invitation.expires_at);
     say(&format!("{}\n", invitation.token))
+}
+
+/// Tells what is being done. Whoever closed stdout does not read it; the work is done all the same.
+fn say_line(line: &str) {
+    drop(say(&format!("{line}\n")));
 }
 
 fn say(text: &str) -> Result<(), Failure> {

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use store::{Opening, Store};
+use store::{Opening, Store, StoreError};
 use sync::{
     engine::{Engine, Input},
     id::{Origin, hex},
@@ -26,7 +26,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     config::Config,
     content::off_runtime,
-    enrolment::ca::Authority,
+    enrolment::ca::{self, Authority},
     event_loop::Edge,
     failure::{Exit, Failure, chain},
     http,
@@ -41,6 +41,9 @@ const KEYS: &str = "keys";
 
 /// Name of the file in the data folder that the running server holds locked.
 const LOCK: &str = "lock";
+
+/// The small files that a backup holds beside the database: with them another machine can be central.
+pub(crate) const KEPT: [&str; 4] = [ca::FILE, ADMIN_TOKEN, KEYS, "seal"];
 
 /// How often central's own certificate is made anew. It is good for a year, and some programs run longer.
 const CERTIFICATE: Duration = Duration::from_secs(86_400);
@@ -148,26 +151,8 @@ struct Data {
 
 impl Data {
     fn open(folder: &Path, edge: &Edge) -> Result<Self, Failure> {
-        let unusable = |error: &dyn std::error::Error| {
-            Failure::new(
-                Exit::Data,
-                format!("the data folder {} cannot be used", folder.display()),
-                chain(error),
-                "check the owner and the permissions of the folder, and the room on its volume; restore what is \
-                 damaged from a backup",
-            )
-        };
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(|error| unusable(&error))?;
-        let lock = File::create(folder.join(LOCK)).map_err(|error| unusable(&error))?;
-        lock.try_lock().map_err(|error| match error {
-            fs::TryLockError::WouldBlock => Failure::new(
-                Exit::Data,
-                format!("the data folder {} is in use", folder.display()),
-                "another holdfast-central runs on it, and two would spoil it",
-                "end the other one first, or give this one another `data_dir`",
-            ),
-            fs::TryLockError::Error(error) => unusable(&error),
-        })?;
+        let unusable = |error: &dyn std::error::Error| unusable(folder, error);
+        let lock = lock(folder)?;
         let authority = Authority::open_or_create(folder, edge.entropy(), edge.now())
             .map_err(|error| unusable(&error))?;
         let admin =
@@ -178,7 +163,14 @@ impl Data {
         let keys = Keys::from_bytes(&keys).map_err(|error| unusable(&error))?;
         let opening =
             Opening { folder: folder.to_path_buf(), origin: Origin::Central, given: edge.given("central") };
-        let store = Store::open(&opening).map_err(|error| unusable(&error))?;
+        let store = Store::open(&opening).map_err(|error| match error {
+            StoreError::Corrupt(_) | StoreError::Unfinished { .. } => {
+                let next = "run `holdfast-central restore --from FOLDER` with the newest backup; what it lacks \
+                            comes back from the sites";
+                Failure { next: next.into(), ..unusable(&error) }
+            }
+            error => unusable(&error),
+        })?;
         let admin = read_admin_token(&admin).map_err(|why| {
             Failure::new(
                 Exit::Data,
@@ -189,6 +181,37 @@ impl Data {
         })?;
         Ok(Data { lock, admin, authority: Arc::new(authority), keys, store })
     }
+}
+
+/// Makes the data folder if it is not there and takes it for this process, as long as the file that is
+/// returned is open. A crash lets go of it.
+///
+/// # Errors
+/// For people: another central has it, or it is unusable.
+pub(crate) fn lock(folder: &Path) -> Result<File, Failure> {
+    let unusable = |error: io::Error| unusable(folder, &error);
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(unusable)?;
+    let lock = File::create(folder.join(LOCK)).map_err(unusable)?;
+    lock.try_lock().map_err(|error| match error {
+        fs::TryLockError::WouldBlock => Failure::new(
+            Exit::Data,
+            format!("the data folder {} is in use", folder.display()),
+            "another holdfast-central runs on it, and two would spoil it",
+            "end the other one first, or give this one another `data_dir`",
+        ),
+        fs::TryLockError::Error(error) => unusable(error),
+    })?;
+    Ok(lock)
+}
+
+fn unusable(folder: &Path, error: &dyn std::error::Error) -> Failure {
+    Failure::new(
+        Exit::Data,
+        format!("the data folder {} cannot be used", folder.display()),
+        chain(error),
+        "check the owner and the permissions of the folder, and the room on its volume; restore what is \
+         damaged from a backup",
+    )
 }
 
 fn read_admin_token(bytes: &[u8]) -> Result<String, String> {

@@ -147,6 +147,9 @@ impl RunError {
     pub fn next(&self) -> &'static str {
         match self {
             RunError::Identity(error) => error.next(),
+            RunError::Store(StoreError::Corrupt(_) | StoreError::Unfinished { .. }) => {
+                "run `holdfast-site restore --from FOLDER` with the newest backup; what it lacks comes from central"
+            }
             RunError::Store(_) => "read the reason; the replica was not changed",
             RunError::Loaders(_) => "check who may read the folder that `loaders_dir` names",
             RunError::Dhcp(_) | RunError::Tftp(_) => {

@@ -30,6 +30,9 @@ use sync::{
     },
 };
 
+/// The small files that a backup holds beside the database: with them another machine can be this site.
+pub const KEPT: [&str; 5] = ["site-key.pem", "enrolment.json", "endpoint-keys", "site-secret", "admin-token"];
+
 /// A file of the data folder that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
@@ -131,6 +134,16 @@ impl DataDir {
         let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
         made.map_err(|source| IdentityError::File { action: "make folder", path: path.to_owned(), source })?;
         Ok(DataDir(path.to_owned()))
+    }
+
+    /// The folder, or a backup of one, to be read only: it is not made.
+    pub fn at(path: &Path) -> Self {
+        DataDir(path.to_owned())
+    }
+
+    /// The folder itself.
+    pub fn path(&self) -> &Path {
+        &self.0
     }
 
     /// Folder of the store.
@@ -345,11 +358,24 @@ mod tests {
         assert_eq!(data.endpoint_keys([5; 64]).unwrap(), data.endpoint_keys([6; 64]).unwrap());
         let key = data.key().unwrap().to_pem();
         assert_eq!(data.key().unwrap().to_pem(), key);
+        let enrolled = Enrolled {
+            site: SiteId([7; 16]),
+            chain: vec![],
+            authority: CertificateDer::from(vec![1]),
+            clock: sync::time::Timestamp(0),
+        };
+        data.keep(&enrolled, "lyon", "central:7443").unwrap();
+        let mut names = Vec::new();
         for file in fs::read_dir(folder.path().join("data")).unwrap() {
             let file = file.unwrap();
             let mode = file.metadata().unwrap().permissions().mode();
             assert_eq!(mode & 0o777, 0o600, "{:?}", file.path());
+            names.push(file.file_name().into_string().unwrap());
         }
+        let mut kept = KEPT.map(String::from);
+        names.sort();
+        kept.sort();
+        assert_eq!(names, kept, "a backup has all of them");
     }
 
     #[test]

@@ -4,13 +4,15 @@
 //! A machine comes in by [`dhcp`], [`tftp`] or [`http`]; [`sight`] reads what the replica knows of it, [`boot`]
 //! decides, pure, what it is told. [`link`] keeps the replication session with central and [`cache`] fetches
 //! content over it; no service waits for either. [`config`], [`identity`], [`token`] and [`status`] are what a
-//! person sets, who this site is, what machines prove themselves with, and what works here now.
+//! person sets, who this site is, what machines prove themselves with, and what works here now; [`backup`]
+//! keeps a copy of the site and puts it back.
 //!
 //! Deliberately absent in this version: leases, discovery, the console, proposals, claims, and the node
 //! program.
 
 pub mod config;
 pub mod identity;
+pub mod backup;
 pub mod token;
 pub mod error;
 

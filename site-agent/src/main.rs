@@ -15,6 +15,7 @@ use std::{
 
 use clap::{Args, Parser, Subcommand};
 use site_agent::{
+    backup,
     config::{self, Config, Settings},
     error::chain,
     event_loop::{self, Listening, client, entropy},
@@ -65,6 +66,29 @@ enum Command {
         /// Address of the agent; by default the one that it wrote into its data folder
         #[arg(long)]
         url: Option<String>,
+    },
+    /// Copies database and keys of this site into a folder; the agent may run meanwhile
+    #[command(after_help = "\
+Example: holdfast-site backup --to /mnt/backup/lyon-2026-11-20
+
+Content is not copied: the site fetches it from central again. The folder holds private keys.")]
+    Backup {
+        /// Folder of the backup; made, or empty
+        #[arg(long, value_name = "FOLDER")]
+        to: PathBuf,
+    },
+    /// Puts a backup in the place of this site's database; the agent must be stopped
+    #[command(after_help = "\
+Examples:
+  holdfast-site restore --from /mnt/backup/lyon-2026-11-20
+  holdfast-site restore --from /mnt/backup/lyon-2026-11-20 --data-dir /var/lib/holdfast-site   (a new machine)
+
+The old database stays in the folder under another name. Keys that are there stay as they are. Afterwards the
+site boots machines and follows no order until somebody confirms; it hears from central what it has forgotten.")]
+    Restore {
+        /// Folder of the backup
+        #[arg(long, value_name = "FOLDER")]
+        from: PathBuf,
     },
     /// What is configured
     Config {
@@ -204,6 +228,14 @@ fn start(cli: Cli) -> Result<(), Failure> {
             runtime()?.block_on(run(&config))
         }
         Command::Status { json, url } => status(cli.flags.settings()?, json, url),
+        Command::Backup { to } => {
+            let data = DataDir::at(&data_dir(&cli.flags.settings()?));
+            lines(|say| backup::save(&data, &to, wall(), say))
+        }
+        Command::Restore { from } => {
+            let data = DataDir::open(&data_dir(&cli.flags.settings()?))?;
+            lines(|say| backup::put_back(&data, &from, wall(), say))
+        }
     }
 }
 
@@ -234,14 +266,26 @@ fn say(text: impl Display) -> Result<(), Failure> {
     })
 }
 
+/// Does what says line by line what it does.
+fn lines(work: impl FnOnce(&mut dyn FnMut(&str)) -> Result<(), backup::Error>) -> Result<(), Failure> {
+    // Whoever closed standard output does not read these lines; the work is done all the same.
+    let done = work(&mut |line| drop(say(format_args!("{line}\n"))));
+    done.map_err(|error| Failure::of(&error, error.next()))
+}
+
+fn data_dir(settings: &Settings) -> PathBuf {
+    settings.data_dir.clone().unwrap_or_else(|| config::DEFAULT_DATA_DIR.into())
+}
+
 async fn enroll(settings: Settings, token: &str, name: &str) -> Result<(), Failure> {
+    let folder = data_dir(&settings);
     let central = settings.central.ok_or_else(|| {
         Failure::new("central is not named", "", "give --central HOST:PORT; the port is 7443 unless changed")
     })?;
     let token: Token = token.parse().map_err(|error: enrol::ParseTokenError| {
         Failure::new("this is no token", error, "copy the token that central printed, whole")
     })?;
-    let data = DataDir::open(&settings.data_dir.unwrap_or_else(|| config::DEFAULT_DATA_DIR.into()))?;
+    let data = DataDir::open(&folder)?;
     match data.enrolment() {
         Ok(enrolment) => return Err(IdentityError::AlreadyEnrolled { site: enrolment.site }.into()),
         Err(IdentityError::NotEnrolled { .. }) => {}
@@ -290,7 +334,7 @@ async fn run(config: &Config) -> Result<(), Failure> {
 }
 
 fn status(settings: Settings, json: bool, url: Option<String>) -> Result<(), Failure> {
-    let data = DataDir::open(&settings.data_dir.unwrap_or_else(|| config::DEFAULT_DATA_DIR.into()))?;
+    let data = DataDir::open(&data_dir(&settings))?;
     let token = data.known_admin_token()?.ok_or_else(|| {
         Failure::new(
             "the agent has never run here",

@@ -35,6 +35,18 @@ pub enum StoreError {
         /// Newest version of this program.
         known: i64,
     },
+    /// The database is damaged.
+    #[error(
+        "the database is damaged; keep the folder. Next: put a backup in its place with `restore --from FOLDER`, \
+         which keeps the damaged one beside it"
+    )]
+    Corrupt(#[source] Arc<rusqlite::Error>),
+    /// There is no database, and a restore of one was broken off.
+    #[error("a restore was broken off and left {path}. Next: do it again with `restore --from FOLDER`")]
+    Unfinished {
+        /// What it had prepared.
+        path: PathBuf,
+    },
     /// The database belongs to another replica than the one that is starting.
     #[error("the database belongs to {found}, not to {expected}")]
     Foreign {
@@ -86,6 +98,9 @@ impl From<rusqlite::Error> for StoreError {
     fn from(error: rusqlite::Error) -> Self {
         match error.sqlite_error_code() {
             Some(rusqlite::ErrorCode::DiskFull) => StoreError::Full,
+            Some(rusqlite::ErrorCode::DatabaseCorrupt | rusqlite::ErrorCode::NotADatabase) => {
+                StoreError::Corrupt(Arc::new(error))
+            }
             Some(_) | None => StoreError::Sql(Arc::new(error)),
         }
     }

@@ -2,10 +2,10 @@
 //!
 //! [`Store`] is the door. `writer` owns the one writing connection: a command is a closure that runs in a
 //! transaction ([`Tx`]); several that wait are committed together, and nothing is answered before that.
-//! `documents`, `log`, `journal`, `peers` and `authority` are what a transaction can do; `life` says when another life of
-//! the database begins, `join` how it meets its peers; `command` are the changes that
-//! people and machines ask for; `view` are the derived tables that everything reads; `replica` answers
-//! the replication engine; `blobs` holds content.
+//! `documents`, `log`, `journal`, `peers` and `authority` are what a transaction can do; `scope`, `directory` and
+//! `reset` say what a site holds; `life` says when another life of the database begins, `backup` keeps a database and puts it back, `join` is how it meets its peers;
+//! `command` are the changes that people and machines ask for; `view` are the derived tables that everything
+//! reads; `replica` answers the replication engine; `blobs` holds content.
 //!
 //! Deliberately absent: sockets, HTTP, clocks and randomness. Instants and entropy come in as [`Given`].
 //! The API says nothing about SQLite, so that another engine can stand behind it.
@@ -16,6 +16,7 @@ mod error;
 mod schema;
 mod writer;
 mod life;
+pub mod backup;
 
 mod documents;
 mod log;

@@ -23,7 +23,7 @@ use sync::{
 
 use crate::{
     Given, Opening, StoreError, Tx, authority, view,
-    writer::{State, meta, set_meta},
+    writer::{RESTORED, State, meta, set_meta},
 };
 
 /// Decides which incarnation lives in the database from now on.
@@ -41,16 +41,22 @@ pub(crate) fn settle(connection: &mut Connection, opening: &Opening) -> Result<S
     let starts =
         meta(&transaction, "starts")?.and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_be_bytes);
     let outside = read_beside(&beside)?;
-    let incarnation = match (inside, &outside) {
-        (Some(inside), Some(outside)) if is_same_life(outside, inside, starts) => inside,
-        (Some(_), _) => {
-            let why = "the database is not the one that ran here last; it was restored or copied";
-            set_meta(&transaction, "suspended", why.as_bytes())?;
-            begin_all_logs(&transaction)?;
-            transaction.execute("UPDATE documents SET actor = NULL", [])?;
-            fresh(&opening.given)
+    let ended = match (inside, &outside) {
+        (None, _) => None,
+        (Some(inside), outside) => {
+            let here = outside.as_ref().is_some_and(|outside| is_same_life(outside, inside, starts));
+            why_life_ended(&transaction, here)?
         }
-        (None, _) => fresh(&opening.given),
+    };
+    if let Some(why) = &ended {
+        set_meta(&transaction, "suspended", why.as_bytes())?;
+        begin_all_logs(&transaction)?;
+        transaction.execute("UPDATE documents SET actor = NULL", [])?;
+    }
+    transaction.execute("DELETE FROM meta WHERE key = ?1", [RESTORED])?;
+    let incarnation = match inside {
+        Some(inside) if ended.is_none() => inside,
+        Some(_) | None => fresh(&opening.given),
     };
     set_meta(&transaction, "starts", &(starts + 1).to_be_bytes())?;
     set_meta(&transaction, "origin", ours.as_bytes())?;
@@ -172,6 +178,18 @@ fn begin_all_logs(sql: &Connection) -> Result<(), StoreError> {
         begin_logs(sql, peer.parse()?)?;
     }
     Ok(())
+}
+
+/// Why the life that stands in a database ended, if it did. `here`: what lies beside it is of the same life.
+fn why_life_ended(sql: &Connection, here: bool) -> Result<Option<String>, StoreError> {
+    if let Some(mark) = meta(sql, RESTORED)? {
+        return Ok(Some(String::from_utf8_lossy(&mark).into_owned()));
+    }
+    if !here {
+        let why = "the database is not the one that ran here last; it was restored or copied";
+        return Ok(Some(why.into()));
+    }
+    Ok(None)
 }
 
 /// Whether the copy beside the database says that this very database ran here last.

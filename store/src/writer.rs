@@ -77,6 +77,14 @@ pub(crate) fn database(folder: &Path) -> PathBuf {
     folder.join("holdfast.db")
 }
 
+/// Where a restore prepares the database that will take the other's place.
+pub(crate) fn staged(folder: &Path) -> PathBuf {
+    folder.join("holdfast.db.restoring")
+}
+
+/// Key under which a restored database says so until its next start.
+pub(crate) const RESTORED: &str = "restored";
+
 /// Opens a connection that only reads.
 pub(crate) fn reader(database: &Path) -> Result<Connection, StoreError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
@@ -93,6 +101,7 @@ impl Writer {
     pub(crate) fn open(opening: &Opening) -> Result<(Self, Arc<Mutex<Incarnation>>), StoreError> {
         let path = database(&opening.folder);
         make_folder(&opening.folder)?;
+        refuse_unfinished(&opening.folder)?;
         let mut connection = Connection::open(&path)
             .map_err(|source| StoreError::Open { path: path.clone(), source: Arc::new(source) })?;
         connection.busy_timeout(std::time::Duration::from_secs(5))?;
@@ -338,6 +347,16 @@ pub(crate) fn meta(sql: &Connection, key: &str) -> Result<Option<Vec<u8>>, Store
         .prepare_cached("SELECT value FROM meta WHERE key = ?1")?
         .query_row([key], |row| row.get(0))
         .optional()?)
+}
+
+/// A restore that was broken off before there was any database must not end in an empty one.
+#[expect(clippy::disallowed_methods, reason = "the folder of the database is the writer's")]
+fn refuse_unfinished(folder: &Path) -> Result<(), StoreError> {
+    let staged = staged(folder);
+    if staged.exists() && !database(folder).exists() {
+        return Err(StoreError::Unfinished { path: staged });
+    }
+    Ok(())
 }
 
 #[expect(clippy::disallowed_methods, reason = "the folder of the database is the writer's")]

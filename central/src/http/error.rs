@@ -159,6 +159,8 @@ impl From<StoreError> for Problem {
             StoreError::Sql(_)
             | StoreError::Open { .. }
             | StoreError::Newer { .. }
+            | StoreError::Corrupt(_)
+            | StoreError::Unfinished { .. }
             | StoreError::Foreign { .. }
             | StoreError::File { .. }
             | StoreError::Document(_)

@@ -289,7 +289,7 @@ impl Site {
         tokio::time::timeout(LONG, wait).await.unwrap_or_else(|_| panic!("{what} within {LONG:?}"));
     }
 
-    fn read<T>(&self, read: impl FnOnce(&store::View<'_>) -> Result<T, store::StoreError>) -> T {
+    fn read<T>(&self, read: impl FnOnce(&store::View<'_>) -> Result<T, StoreError>) -> T {
         self.store.read(read).unwrap()
     }
 
@@ -708,6 +708,105 @@ async fn one_data_folder_serves_one_program() {
         &refused(Server::start(&elsewhere, Edge::with_clock(clock.wall())).await)
             .replace(&http.to_string(), "<http>"),
     );
+    central.server.stop().await;
+}
+
+/// What a command says, line by line, with `<folder>` for the folder of the test.
+fn said(folder: &Path, work: impl FnOnce(&mut dyn FnMut(&str)) -> Result<(), Failure>) -> String {
+    let mut text = String::new();
+    if let Err(failure) = work(&mut |line| text += &format!("{line}\n")) {
+        text += &format!("{failure}\n");
+    }
+    text.replace(&folder.display().to_string(), "<folder>")
+}
+
+/// Puts `N` in place of each number in front of `bytes`: how large a database is depends on SQLite.
+fn without_sizes(text: &str) -> String {
+    let words: Vec<&str> = text.split(' ').collect();
+    let masked = words.iter().enumerate().map(|(index, word)| {
+        let is_size = words.get(index + 1).is_some_and(|next| next.starts_with("bytes"));
+        if is_size && word.parse::<u64>().is_ok() { "N" } else { *word }
+    });
+    masked.collect::<Vec<_>>().join(" ")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn l13_a_running_central_is_backed_up_and_another_machine_becomes_central_from_it() {
+    let (folder, clock) = (folder(), Clock::at_noon());
+    let (data, to) = (folder.path().join("central"), folder.path().join("backup"));
+    let central = Central::start(folder.path(), &clock).await;
+    central.post("/sites", json!({ "name": "lyon" })).await;
+    central.post("/nodes", json!({ "mac": MAC, "site": "lyon" })).await;
+    let kernel = central.upload(b"a kernel").await;
+    let initrd = central.upload(b"an initrd").await;
+    let workflow = json!({
+        "name": "debian", "os_family": "debian", "arch": "x86_64", "files": { "kernel": kernel, "initrd": initrd }
+    });
+    central.post("/workflows", workflow).await;
+    let token = central.invite("lyon").await;
+    let machine = Machine::new(&clock);
+    let enrolled = machine.enrol(&central, &token).await.unwrap();
+
+    let shown = said(folder.path(), |say| crate::backup::save(&data, &to, NOON, say));
+    expect![[r#"
+        copying the database
+        checking the copy
+        copying keys
+        backup of central in <folder>/backup: 3 documents, N bytes
+        content is not in it: copy <folder>/central/blobs; backup.json names 2 files (17 bytes) of it
+        it holds the keys of the fleet: keep it where nobody else reads it
+    "#]]
+    .assert_eq(&without_sizes(&shown).replace("(N bytes)", "(17 bytes)"));
+    // A file that a later version keeps in the data folder is either named there or not needed.
+    let mut names: Vec<String> =
+        fs::read_dir(&data).unwrap().map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
+    names.retain(|name| !name.starts_with("holdfast.db") && !KEPT.contains(&name.as_str()));
+    names.sort();
+    expect![[r#"["blobs", "incarnation", "lock"]"#]].assert_eq(&format!("{names:?}"));
+
+    let running = said(folder.path(), |say| crate::backup::put_back(&data, &to, NOON, say));
+    expect![[r#"
+        error: the data folder <folder>/central is in use
+          why: another holdfast-central runs on it, and two would spoil it
+          next: end the other one first, or give this one another `data_dir`
+    "#]]
+    .assert_eq(&running);
+    let admin = central.token.clone();
+    central.server.stop().await;
+
+    let other = folder.path().join("other");
+    let data = other.join("central");
+    fs::create_dir(&other).unwrap();
+    let shown = said(folder.path(), |say| crate::backup::put_back(&data, &to, NOON, say));
+    let (first, second) = (kernel.min(initrd).to_string(), kernel.max(initrd).to_string());
+    expect![[r#"
+        copying the database
+        checking it
+        putting the restored database in its place
+        restored from a backup of 2026-11-20T12:00:00.000Z: 3 documents
+        from the backup: authority.pem, admin-token, keys, seal
+        not in <folder>/other/central/blobs: <first> (N bytes)
+        not in <folder>/other/central/blobs: <second> (N bytes)
+        send these files with `PUT /api/v1/blobs` again, or copy the folder of blobs
+        next: start the server; it takes back from its sites what it has lost, and issues no order until somebody ends its recovery
+    "#]]
+    .assert_eq(
+        &shown
+            .replace(&first, "<first>")
+            .replace(&second, "<second>")
+            .replace("(8 bytes)", "(N bytes)")
+            .replace("(9 bytes)", "(N bytes)"),
+    );
+    let central = Central::start(&other, &clock).await;
+    assert_eq!(central.token, admin);
+    assert_eq!(central.get(&format!("/nodes/{MAC}")).await["macs"], json!([MAC]));
+    // The certificate that the other machine gave out is good here.
+    let mut site = Site::start(folder.path(), &machine, central.server.quic(), &enrolled);
+    site.until("the site has its node", async |store| {
+        store.read(|view| Ok(view.count_nodes(None)? == 1)).unwrap()
+    })
+    .await;
+    site.stop().await;
     central.server.stop().await;
 }
 
