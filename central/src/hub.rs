@@ -9,7 +9,11 @@ use std::{
     time::Duration,
 };
 
-use store::{Store, StoreError, command};
+use store::{
+    Store, StoreError,
+    command::{self, certificate::Certified},
+    view::Entitlement,
+};
 use sync::{
     blob::Digest,
     engine::{Engine, Output},
@@ -30,12 +34,13 @@ use tokio_util::task::TaskTracker;
 use crate::{
     content::{Pieces, off_runtime},
     enrolment::{
-        ca::Authority,
+        ca::{Authority, BACKDATED},
         certificate::{KeyDigest, KeyRequest},
         token::{self, TokenRecord},
     },
     event_loop::Edge,
     failure::chain,
+    sessions::Sessions,
 };
 
 /// Who the journal names for what central does by itself.
@@ -64,14 +69,16 @@ async fn admit(knock: Knock, registrar: Arc<Registrar>, sessions: mpsc::Sender<(
     match knock.admit(|| registrar.edge.now()).await {
         Ok(Guest::Session { connection, peer }) => {
             let site = peer.site;
-            match registrar.knows(site).await {
-                Ok(true) => {
+            registrar.sessions.add(site, &connection);
+            match registrar.entitlement(&peer).await {
+                Ok(Entitlement::Good) => {
                     // Fails only when the driver has ended, and then the listener is closing too.
                     drop(sessions.send((site, connection)).await);
                 }
-                Ok(false) => {
-                    tracing::warn!(%site, %address, "a site that is not in the fleet was turned away");
-                    CloseCode::Revoked.close(&connection, &format!("central knows no site {site}"));
+                Ok(other) => {
+                    let reason = words(site, &other);
+                    tracing::warn!(%site, %address, serial = peer.serial_hex(), reason, "turned away");
+                    CloseCode::Revoked.close(&connection, &reason);
                 }
                 Err(error) => {
                     tracing::error!(%site, error = chain(&error), "the site could not be looked up");
@@ -171,18 +178,21 @@ pub(crate) struct Registrar {
     store: Store,
     authority: Arc<Authority>,
     edge: Edge,
+    sessions: Sessions,
     /// What the journal may still be told of those who were refused.
     refusals: Mutex<Allowance>,
 }
 
 impl Registrar {
-    pub(crate) fn new(store: Store, authority: Arc<Authority>, edge: Edge) -> Self {
-        Registrar { store, authority, edge, refusals: Mutex::new(Allowance::default()) }
+    pub(crate) fn new(store: Store, authority: Arc<Authority>, edge: Edge, sessions: Sessions) -> Self {
+        Registrar { store, authority, edge, sessions, refusals: Mutex::new(Allowance::default()) }
     }
 
-    async fn knows(&self, site: SiteId) -> Result<bool, StoreError> {
-        let store = self.store.clone();
-        off_runtime(move || store.read(|view| Ok(view.site(site)?.is_some()))).await
+    /// What the certificate of a peer is worth now.
+    async fn entitlement(&self, peer: &SiteCertificate) -> Result<Entitlement, StoreError> {
+        let (store, peer) = (self.store.clone(), peer.clone());
+        let judge = move || store.read(|view| view.entitlement(peer.site, &peer.serial, issued_at(&peer)));
+        off_runtime(judge).await
     }
 
     async fn write<T: Send + 'static>(
@@ -210,47 +220,93 @@ impl Registrar {
         }
     }
 
-    fn issue(&self, site: SiteId, request: &KeyRequest) -> Result<Issued, Refusal> {
-        let now = self.edge.now();
-        let leaf = self.authority.issue_site(site, request, self.edge.entropy(), now).map_err(|error| {
-            tracing::error!(%site, error = chain(&error), "a certificate could not be made");
-            Refusal::new(RefusalCode::Busy, "central cannot make certificates now")
-        })?;
-        let authority = self.authority.certificate().clone();
-        Ok(Issued { site, chain: vec![leaf], authority, clock: now })
+    /// What makes a certificate for the key in `request` inside a transaction of the store.
+    fn seal(&self, request: KeyRequest) -> Seal {
+        Seal { authority: Arc::clone(&self.authority), request, serial: self.edge.entropy() }
     }
 
-    async fn judge(&self, secret: &Secret, request: &[u8]) -> Result<(SiteId, KeyRequest), Refusal> {
+    async fn judge(&self, secret: &Secret, again: Option<SiteId>, request: &[u8]) -> Result<Issued, Refusal> {
         let request = parse_key(request)?;
         let (hash, key) = (token::hash(secret), request.digest());
+        let seal = self.seal(request);
         let judged = self
             .write(move |tx| {
-                command::enrolment::redeem(tx, hash, key.0, |row, now| {
+                let judge = |row: Option<&store::tokens::TokenRow>, now| {
                     let record = row.map(record_of);
-                    match token::judge(record.as_ref(), key, now).refusal() {
-                        Some(refusal) => Err(refusal),
-                        None => Ok(record.expect("only a token that exists is accepted").site),
+                    if let Some(refusal) = token::judge(record.as_ref(), key, now).refusal() {
+                        return Err(refusal);
                     }
-                })
+                    let record = record.expect("only a token that exists is accepted");
+                    match again {
+                        Some(other) if other != record.site => Err(Refusal::new(
+                            RefusalCode::OtherSite,
+                            format!("it is for site {}, this machine is site {other}", record.name),
+                        )),
+                        _ => Ok(record.site),
+                    }
+                };
+                command::enrolment::redeem(tx, hash, key.0, judge, |site, now| seal.certify(site, now))
             })
             .await;
-        match judged {
-            Ok(Ok(site)) => Ok((site, request)),
-            Ok(Err(refusal)) => Err(refusal),
-            Err(error) => {
-                tracing::error!(error = chain(&error), "a token could not be judged");
-                Err(Refusal::new(RefusalCode::Busy, "central cannot use its database now"))
-            }
-        }
+        judged.unwrap_or_else(|error| {
+            tracing::error!(error = chain(&error), "a token could not be judged");
+            Err(Refusal::new(RefusalCode::Busy, "central cannot use its database now"))
+        })
+    }
+}
+
+/// Everything that a certificate needs but its site and instant.
+struct Seal {
+    authority: Arc<Authority>,
+    request: KeyRequest,
+    serial: [u8; 16],
+}
+
+impl Seal {
+    fn certify(self, site: SiteId, now: Timestamp) -> Result<(Issued, Certified), Refusal> {
+        let failed = |error: &dyn std::error::Error| {
+            tracing::error!(%site, error = chain(error), "a certificate could not be made");
+            Refusal::new(RefusalCode::Busy, "central cannot make certificates now")
+        };
+        let leaf = self
+            .authority
+            .issue_site(site, &self.request, self.serial, now)
+            .map_err(|error| failed(&error))?;
+        // As those will read it who check it later.
+        let read = SiteCertificate::read(&leaf).map_err(|error| failed(&error))?;
+        let authority = self.authority.fingerprint();
+        let certified = Certified { serial: read.serial, not_after: read.not_after, authority };
+        let authority = self.authority.certificate().clone();
+        Ok((Issued { site, chain: vec![leaf], authority, clock: now }, certified))
+    }
+}
+
+/// When central issued a certificate: it was dated back by then.
+fn issued_at(certificate: &SiteCertificate) -> Timestamp {
+    certificate.not_before.after(BACKDATED)
+}
+
+/// What a site is told that is not let in.
+fn words(site: SiteId, entitlement: &Entitlement) -> String {
+    match entitlement {
+        Entitlement::Good => "nothing is wrong".into(),
+        Entitlement::NoSuchSite => format!("central knows no site {site}"),
+        Entitlement::Revoked(revocation) => revocation.words(),
     }
 }
 
 impl Desk for Registrar {
-    async fn redeem(&self, secret: &Secret, name: &str, request: &[u8]) -> Result<Issued, Refusal> {
-        match self.judge(secret, request).await {
-            Ok((site, request)) => {
-                tracing::info!(%site, called = name, "token accepted");
-                self.issue(site, &request)
+    async fn redeem(
+        &self,
+        secret: &Secret,
+        name: &str,
+        again: Option<SiteId>,
+        request: &[u8],
+    ) -> Result<Issued, Refusal> {
+        match self.judge(secret, again, request).await {
+            Ok(issued) => {
+                tracing::info!(site = %issued.site, called = name, "token accepted");
+                Ok(issued)
             }
             Err(refusal) => {
                 self.note_refusal(name, &refusal).await;
@@ -260,16 +316,23 @@ impl Desk for Registrar {
     }
 
     async fn renew(&self, peer: &SiteCertificate, request: &[u8]) -> Result<Issued, Refusal> {
-        let request = parse_key(request)?;
-        match self.knows(peer.site).await {
-            Ok(true) => self.issue(peer.site, &request),
-            Ok(false) => {
-                let refusal = Refusal::new(RefusalCode::Revoked, "the site is not in the fleet any more");
-                self.note_refusal(&peer.site.to_string(), &refusal).await;
+        let (seal, site) = (self.seal(parse_key(request)?), peer.site);
+        let (serial, issued_at) = (peer.serial.clone(), issued_at(peer));
+        let renewed = self
+            .write(move |tx| {
+                let certify = |now| seal.certify(site, now);
+                let refuse = |why: &Entitlement| Refusal::new(RefusalCode::Revoked, words(site, why));
+                command::certificate::renew(tx, site, &serial, issued_at, certify, refuse)
+            })
+            .await;
+        match renewed {
+            Ok(Ok(issued)) => Ok(issued),
+            Ok(Err(refusal)) => {
+                self.note_refusal(&site.to_string(), &refusal).await;
                 Err(refusal)
             }
             Err(error) => {
-                tracing::error!(site = %peer.site, error = chain(&error), "the site could not be looked up");
+                tracing::error!(%site, error = chain(&error), "a certificate could not be renewed");
                 Err(Refusal::new(RefusalCode::Busy, "central cannot use its database now"))
             }
         }

@@ -1,9 +1,9 @@
 //! The fleet: where it is designed, watched and invited.
 //!
 //! [`config`] is what a person sets, [`server`] starts everything and ends it, [`event_loop`] owns the
-//! program's time and chance. `hub` lets sites in and replicates with them, [`enrolment`] makes machines
-//! into sites, `http` is the operators' API, `content` how blobs leave. [`client`] talks to a running server,
-//! [`backup`] keeps a copy of central and puts it back.
+//! program's time and chance. `hub` lets sites in and replicates with them, `sessions` lists who is
+//! connected, [`enrolment`] makes machines into sites, `http` is the operators' API, `content` how blobs
+//! leave. [`client`] talks to a running server, [`backup`] keeps a copy of central and puts it back.
 //!
 //! Deliberately absent: boot services, which are a site's, and everything that a site must be able to
 //! decide alone.
@@ -17,6 +17,7 @@ pub mod server;
 pub mod enrolment;
 
 mod hub;
+mod sessions;
 
 mod content;
 mod http;

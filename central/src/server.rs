@@ -31,6 +31,7 @@ use crate::{
     failure::{Exit, Failure, chain},
     http,
     hub::{self, Registrar, Replica},
+    sessions::Sessions,
 };
 
 /// Name of the file in the data folder that holds the administrator's token.
@@ -90,14 +91,17 @@ impl Server {
         let engine = Engine::central(Duration::from_secs(config.heartbeat_s));
         let replica = Replica { store: store.clone(), edge: edge.clone(), tasks: tasks.clone() };
         tasks.spawn(driver::run_central(engine, sessions, feed, replica));
-        let registrar = Arc::new(Registrar::new(store.clone(), Arc::clone(&authority), edge.clone()));
+        let live = Sessions::default();
+        let registrar = Registrar::new(store.clone(), Arc::clone(&authority), edge.clone(), live.clone());
+        let registrar = Arc::new(registrar);
         tasks.spawn(hub::accept(Arc::clone(&listener), registrar, sender, tasks.clone()));
         tasks.spawn(stopping.clone().run_until_cancelled_owned(renew_certificate(
             Arc::clone(&listener),
             Arc::clone(&authority),
             edge.clone(),
         )));
-        let router = http::router(http::App::new(store.clone(), edge, authority.fingerprint(), &admin));
+        let app = http::App::new(store.clone(), edge, authority.fingerprint(), &admin, live);
+        let router = http::router(app);
         let end = stopping.clone();
         tasks.spawn(async move {
             let serve = axum::serve(tcp, router).with_graceful_shutdown(end.cancelled_owned());

@@ -17,6 +17,7 @@ use crate::{
     cache::Content,
     event_loop::Edge,
     link::Link,
+    renewal::{Certificate, Summons},
     sight,
     tftp::loaders::Loaders,
 };
@@ -43,6 +44,10 @@ pub struct Agent {
     pub link: watch::Sender<Link>,
     /// What content is waited for.
     pub content: watch::Sender<Content>,
+    /// How long the site's certificate is good.
+    pub certificate: watch::Sender<Option<Certificate>>,
+    /// What sessions say of it.
+    pub summons: watch::Sender<Summons>,
     /// Counts what may have changed wishes, orders or settings.
     pub changes: watch::Sender<u64>,
     /// Boot requests in this run.
@@ -93,7 +98,7 @@ impl Agent {
     }
 
     /// Our clock, or the highest time that central confirmed, whichever is later: certificates are judged
-    /// by it, because a branch machine may start in 1970.
+    /// by it, because a branch machine may start in 1970. What central confirmed is on disk.
     pub fn latest_time(&self) -> Timestamp {
         let confirmed = self.store.read(|view| view.central_time()).unwrap_or_default();
         confirmed.max(self.edge.now())

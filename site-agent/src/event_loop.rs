@@ -19,7 +19,7 @@ use sync::{
         Endpoint,
         driver::{Dialer, wall},
         endpoint::{self, Keys},
-        tls::{self, Protocol, TlsError, WallClock},
+        tls::{TlsError, WallClock},
     },
     time::Timestamp,
 };
@@ -37,6 +37,7 @@ use crate::{
     http,
     identity::{DataDir, IdentityError},
     link::{self, Link},
+    renewal::{self, Keeper},
     tftp::{
         self,
         loaders::{LoadError, Loaders},
@@ -47,20 +48,26 @@ use crate::{
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// The clock and the entropy of this program.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub struct Edge {
     started: Instant,
+    clock: &'static (dyn Fn() -> Timestamp + Send + Sync),
 }
 
 impl Edge {
-    /// Starts counting elapsed time.
+    /// Starts counting elapsed time; the wall clock is that of this machine.
     pub fn start() -> Self {
-        Edge { started: Instant::now() }
+        Edge::with_clock(&wall)
+    }
+
+    /// The same with another wall clock.
+    pub fn with_clock(clock: &'static (dyn Fn() -> Timestamp + Send + Sync)) -> Self {
+        Edge { started: Instant::now(), clock }
     }
 
     /// What the wall clock shows.
     pub fn now(self) -> Timestamp {
-        wall()
+        (self.clock)()
     }
 
     /// Time since the start, by a clock that never jumps.
@@ -76,6 +83,12 @@ impl Edge {
     /// Any number; spreads retries.
     pub fn jitter(self) -> u16 {
         u16::from_be_bytes(entropy())
+    }
+}
+
+impl std::fmt::Debug for Edge {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Edge").field("started", &self.started).finish_non_exhaustive()
     }
 }
 
@@ -163,20 +176,21 @@ impl RunError {
     }
 }
 
-/// Runs the site until `end` is ready. `ready` is told where it answers.
+/// Runs the site until `end` is ready. `ready` is told where it answers. `edge` is the program's own time and
+/// chance.
 ///
 /// # Errors
 /// When it cannot begin. What goes wrong later is logged and shown in the status.
 pub async fn run(
     config: &Config,
+    edge: Edge,
     ready: impl FnOnce(&Listening) -> io::Result<()>,
     end: impl Future<Output = ()>,
 ) -> Result<(), RunError> {
-    let edge = Edge::start();
     let data = DataDir::open(&config.data_dir)?;
     let enrolment = data.enrolment()?;
     let _lock = data.lock()?;
-    let (identity, authority) = data.certificates(&enrolment)?;
+    let certificates = data.certificates(&enrolment)?;
     let keys = data.endpoint_keys(entropy())?;
     let central = config.central.clone().unwrap_or_else(|| enrolment.central.clone());
     let store = Store::open(&Opening {
@@ -204,19 +218,25 @@ pub async fn run(
         admin_token: data.admin_token(entropy())?,
         link: watch::Sender::new(Link::default()),
         content: watch::Sender::new(Content::default()),
+        certificate: watch::Sender::new(None),
+        summons: watch::Sender::default(),
         changes: watch::Sender::new(0),
         boots_seen: AtomicU64::new(0),
     });
+    // What central confirmed at enrolment and renewal counts from the first dial on.
+    let seen = enrolment.clock;
+    agent.submit("start", move |tx| tx.confirm_central_time(seen)).await?;
     let judge = Arc::clone(&agent);
     let clock: WallClock = Arc::new(move || judge.latest_time());
-    let tls = tls::client_config(identity, &[authority], Protocol::Session, clock)?;
     let endpoint = client(&keys).map_err(|source| RunError::System { what: "open a UDP socket", source })?;
-    let dialer = Dialer { endpoint: endpoint.clone(), central, tls };
+    let keeper =
+        Keeper::new(Arc::clone(&agent), data.clone(), endpoint.clone(), clock, enrolment, certificates)?;
+    let dialer = Dialer { endpoint: endpoint.clone(), central, tls: keeper.tls() };
 
     data.keep_http_address(listening.http)?;
     ready(&listening).map_err(|source| RunError::System { what: "write to standard output", source })?;
     info!(site = %agent.site, incarnation = %agent.store.incarnation(), http = %listening.http, "site runs");
-    serve(Arc::clone(&agent), services, dialer, end).await;
+    serve(Arc::clone(&agent), services, dialer, keeper, end).await;
 
     link::disconnect(&agent, "the site is stopping");
     if tokio::time::timeout(LAST_WORDS, endpoint.wait_idle()).await.is_err() {
@@ -267,7 +287,13 @@ impl Services {
 }
 
 /// Runs all services side by side until `end`; none of them waits for another.
-async fn serve(agent: Arc<Agent>, services: Services, dialer: Dialer, end: impl Future<Output = ()>) {
+async fn serve(
+    agent: Arc<Agent>,
+    services: Services,
+    dialer: Dialer,
+    keeper: Keeper,
+    end: impl Future<Output = ()>,
+) {
     let Services { http, dhcp, tftp, .. } = services;
     let stop = CancellationToken::new();
     let told = stop.clone();
@@ -276,6 +302,7 @@ async fn serve(agent: Arc<Agent>, services: Services, dialer: Dialer, end: impl 
         tokio::spawn(tftp.run()),
         tokio::spawn(cache::run(Arc::clone(&agent))),
         tokio::spawn(link::run(Arc::clone(&agent), dialer)),
+        tokio::spawn(renewal::run(keeper)),
     ];
     if let Some(dhcp) = dhcp {
         let agent = Arc::clone(&agent);
@@ -396,7 +423,7 @@ mod tests {
                     told.send(*listening).unwrap();
                     Ok(())
                 };
-                run(&config, ready, async { drop(end.await) }).await
+                run(&config, Edge::start(), ready, async { drop(end.await) }).await
             }
         });
         let listening = listening.await.expect("it is ready");
@@ -441,23 +468,23 @@ mod tests {
         .assert_eq(&script);
 
         // A second agent over the same folder would fork the replica.
-        let second = run(&config, |_| Ok(()), std::future::pending()).await.unwrap_err();
+        let second = run(&config, Edge::start(), |_| Ok(()), std::future::pending()).await.unwrap_err();
         assert!(matches!(second, RunError::Identity(IdentityError::InUse { .. })), "{second}");
 
         stop.send(()).unwrap();
         timeout(Duration::from_secs(30), running).await.expect("it ends").unwrap().unwrap();
         // It has let go of everything: the same folder can be run again at once.
         let (told, ready) = oneshot::channel();
-        let again = run(&config, |_| told.send(()).map_err(|()| io::ErrorKind::Other.into()), async {
-            drop(ready.await)
-        });
+        let ready_again = |_: &Listening| told.send(()).map_err(|()| io::ErrorKind::Other.into());
+        let again = run(&config, Edge::start(), ready_again, async { drop(ready.await) });
         timeout(Duration::from_secs(30), again).await.expect("it ends").unwrap();
     }
 
     #[tokio::test]
     async fn a_machine_that_is_not_enrolled_is_told_what_to_do() {
         let folder = tempfile::tempdir().unwrap();
-        let error = run(&config(folder.path()), |_| Ok(()), std::future::pending()).await.unwrap_err();
+        let config = config(folder.path());
+        let error = run(&config, Edge::start(), |_| Ok(()), std::future::pending()).await.unwrap_err();
         assert!(error.to_string().starts_with("this machine is not enrolled"), "{error}");
         assert!(error.next().contains("holdfast-site enroll"), "{}", error.next());
     }

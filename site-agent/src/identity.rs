@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! site-key.pem      the private key; stored before it is first used, so that a lost answer can be asked again
-//! enrolment.json    site id, name, central's address, certificates: written once, at enrolment
+//! next-key.pem      the private key of the next certificate, from before it is asked for until it is the first
+//! enrolment.json    site id, name, central's address, certificates: written at enrolment and at each renewal
 //! endpoint-keys     keys of the QUIC endpoint
 //! site-secret       32 bytes that machines' tokens are made with
 //! admin-token       the bearer token of operators, as text; replace it and start again to change it
@@ -11,6 +12,8 @@
 //! replica/          the store
 //! ```
 //! A file is written beside its place, synced and moved there, so a crash leaves the old one or the new one.
+//! `enrolment.json` decides: the private key is whichever of the two fits its certificate. So a renewal that
+//! is interrupted anywhere leaves a pair that works, the old one until the new certificate is in its place.
 
 use std::{
     fs::{self, File},
@@ -26,12 +29,19 @@ use sync::{
     quic::{
         endpoint::Keys,
         enrol::Enrolled,
-        tls::{Identity, SiteKey, TlsError, pki_types::CertificateDer},
+        tls::{Identity, SiteCertificate, SiteKey, TlsError, pki_types::CertificateDer},
     },
+    time::Timestamp,
 };
 
 /// The small files that a backup holds beside the database: with them another machine can be this site.
 pub const KEPT: [&str; 5] = ["site-key.pem", "enrolment.json", "endpoint-keys", "site-secret", "admin-token"];
+
+/// File of the present private key.
+const KEY: &str = "site-key.pem";
+
+/// File of the private key of the next certificate.
+const NEXT_KEY: &str = "next-key.pem";
 
 /// A file of the data folder that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -76,7 +86,7 @@ pub enum IdentityError {
         /// The folder.
         path: PathBuf,
     },
-    /// This machine is a site already.
+    /// This machine is a site already, and nobody said that it should enrol again.
     #[error("this machine is site {site} already")]
     AlreadyEnrolled {
         /// Which.
@@ -99,7 +109,8 @@ impl IdentityError {
             }
             IdentityError::InUse { .. } => "stop the other one, or give another --data-dir",
             IdentityError::AlreadyEnrolled { .. } => {
-                "nothing is to be done; to become another site, give another --data-dir"
+                "nothing is to be done; if central revoked it, enrol with `--again` and a new token; to become another \
+                 site, give another --data-dir"
             }
         }
     }
@@ -118,6 +129,27 @@ pub struct Enrolment {
     chain: Vec<String>,
     /// Central's authority in the same form.
     authority: String,
+    /// Central's clock when it gave the certificate.
+    #[serde(default)]
+    pub clock: Timestamp,
+}
+
+impl Enrolment {
+    /// The same with another address of central.
+    pub fn at(self, central: &str) -> Self {
+        Enrolment { central: central.to_owned(), ..self }
+    }
+}
+
+/// What this site proves itself with.
+#[derive(Debug, Clone)]
+pub struct Certificates {
+    /// The chain, leaf first, with its key.
+    pub identity: Identity,
+    /// What the leaf says.
+    pub leaf: SiteCertificate,
+    /// Central's authority.
+    pub authority: CertificateDer<'static>,
 }
 
 /// The data folder.
@@ -173,19 +205,37 @@ impl DataDir {
         }
     }
 
-    /// The site's private key; made and stored first if there is none.
+    /// The private key for a first enrolment; made and stored first if there is none.
     ///
     /// # Errors
     /// `File` or `Key`.
     pub fn key(&self) -> Result<SiteKey, IdentityError> {
-        let path = self.0.join("site-key.pem");
-        let unusable = |source| IdentityError::Key { path: path.clone(), source };
-        if let Some(pem) = self.read("site-key.pem")? {
-            return SiteKey::from_pem(&String::from_utf8_lossy(&pem)).map_err(unusable);
+        self.key_in(KEY)
+    }
+
+    /// The private key for the next certificate; made and stored first if there is none.
+    ///
+    /// # Errors
+    /// `File` or `Key`.
+    pub fn next_key(&self) -> Result<SiteKey, IdentityError> {
+        self.key_in(NEXT_KEY)
+    }
+
+    fn key_in(&self, name: &str) -> Result<SiteKey, IdentityError> {
+        if let Some(key) = self.known_key(name)? {
+            return Ok(key);
         }
-        let key = SiteKey::generate().map_err(unusable)?;
-        self.write("site-key.pem", key.to_pem().as_bytes())?;
+        let key =
+            SiteKey::generate().map_err(|source| IdentityError::Key { path: self.0.join(name), source })?;
+        self.write(name, key.to_pem().as_bytes())?;
         Ok(key)
+    }
+
+    fn known_key(&self, name: &str) -> Result<Option<SiteKey>, IdentityError> {
+        let Some(pem) = self.read(name)? else { return Ok(None) };
+        SiteKey::from_pem(&String::from_utf8_lossy(&pem))
+            .map(Some)
+            .map_err(|source| IdentityError::Key { path: self.0.join(name), source })
     }
 
     /// Keeps what enrolment gave.
@@ -199,9 +249,41 @@ impl DataDir {
             central: central.to_owned(),
             chain: enrolled.chain.iter().map(|it| hex(it)).collect(),
             authority: hex(&enrolled.authority),
+            clock: enrolled.clock,
         };
-        let text = serde_json::to_vec_pretty(&enrolment).expect("texts and ids are JSON");
+        self.keep_enrolment(&enrolment)
+    }
+
+    /// Keeps another certificate of this site, for the key that [`next_key`](Self::next_key) gave. From the
+    /// moment that this is on disk the new pair is the site's.
+    ///
+    /// # Errors
+    /// `File`. Whatever was reached, a pair that works is on disk.
+    pub fn keep_next(&self, before: &Enrolment, enrolled: &Enrolled) -> Result<Enrolment, IdentityError> {
+        let enrolment = Enrolment {
+            chain: enrolled.chain.iter().map(|it| hex(it)).collect(),
+            authority: hex(&enrolled.authority),
+            clock: enrolled.clock.max(before.clock),
+            ..before.clone()
+        };
+        self.keep_enrolment(&enrolment)?;
+        self.promote_key()?;
+        Ok(enrolment)
+    }
+
+    fn keep_enrolment(&self, enrolment: &Enrolment) -> Result<(), IdentityError> {
+        let text = serde_json::to_vec_pretty(enrolment).expect("texts and ids are JSON");
         self.write("enrolment.json", &text)
+    }
+
+    /// Makes the next key the present one.
+    fn promote_key(&self) -> Result<(), IdentityError> {
+        let path = self.0.join(KEY);
+        let promote = || {
+            fs::rename(self.0.join(NEXT_KEY), &path)?;
+            File::open(&self.0)?.sync_all()
+        };
+        promote().map_err(|source| IdentityError::File { action: "write", path: path.clone(), source })
     }
 
     /// What enrolment gave.
@@ -215,22 +297,37 @@ impl DataDir {
             .map_err(|error| IdentityError::Damaged { path, why: error.to_string() })
     }
 
-    /// The site's chain with its key, and central's authority.
+    /// What this site proves itself with. Also ends a renewal that was interrupted.
     ///
     /// # Errors
     /// `Damaged`, `Key` or `File`.
-    pub fn certificates(
-        &self,
-        enrolment: &Enrolment,
-    ) -> Result<(Identity, CertificateDer<'static>), IdentityError> {
+    pub fn certificates(&self, enrolment: &Enrolment) -> Result<Certificates, IdentityError> {
         let der = |text: &String| unhex(text).map(CertificateDer::from);
-        let damaged = || IdentityError::Damaged {
-            path: self.0.join("enrolment.json"),
-            why: "a certificate is not in hexadecimal digits".into(),
+        let damaged =
+            |why: &str| IdentityError::Damaged { path: self.0.join("enrolment.json"), why: why.into() };
+        let no_digits = || damaged("a certificate is not in hexadecimal digits");
+        let chain = enrolment.chain.iter().map(der).collect::<Option<Vec<_>>>().ok_or_else(no_digits)?;
+        let authority = der(&enrolment.authority).ok_or_else(no_digits)?;
+        let leaf = chain.first().ok_or_else(|| damaged("it holds no certificate"))?;
+        let read = SiteCertificate::read(leaf).map_err(|error| damaged(&error.to_string()))?;
+        if read.site != enrolment.site {
+            return Err(damaged("its certificate is that of another site"));
+        }
+        let present = self.known_key(KEY);
+        let key = match present {
+            Ok(Some(key)) if key.matches(leaf) => key,
+            Ok(_) | Err(_) => match self.known_key(NEXT_KEY)? {
+                Some(key) if key.matches(leaf) => {
+                    self.promote_key()?;
+                    key
+                }
+                Some(_) | None => {
+                    present?;
+                    return Err(damaged("no private key here fits its certificate"));
+                }
+            },
         };
-        let chain = enrolment.chain.iter().map(der).collect::<Option<Vec<_>>>().ok_or_else(damaged)?;
-        let authority = der(&enrolment.authority).ok_or_else(damaged)?;
-        Ok((self.key()?.identity(chain), authority))
+        Ok(Certificates { identity: key.identity(chain), leaf: read, authority })
     }
 
     /// Keys of the QUIC endpoint; made of `entropy` if there are none.
@@ -362,7 +459,7 @@ mod tests {
             site: SiteId([7; 16]),
             chain: vec![],
             authority: CertificateDer::from(vec![1]),
-            clock: sync::time::Timestamp(0),
+            clock: Timestamp(0),
         };
         data.keep(&enrolled, "lyon", "central:7443").unwrap();
         let mut names = Vec::new();

@@ -2,10 +2,10 @@
 //!
 //! [`event_loop`] starts everything and owns time and chance; [`agent`] is what the services share.
 //! A machine comes in by [`dhcp`], [`tftp`] or [`http`]; [`sight`] reads what the replica knows of it, [`boot`]
-//! decides, pure, what it is told. [`link`] keeps the replication session with central and [`cache`] fetches
-//! content over it; no service waits for either. [`config`], [`identity`], [`token`] and [`status`] are what a
-//! person sets, who this site is, what machines prove themselves with, and what works here now; [`backup`]
-//! keeps a copy of the site and puts it back.
+//! decides, pure, what it is told. [`link`] keeps the replication session with central, [`cache`] fetches
+//! content over it and [`renewal`] keeps the certificate in force; no service waits for any of them.
+//! [`config`], [`identity`], [`token`] and [`status`] are what a person sets, who this site is, what machines
+//! prove themselves with, and what works here now; [`backup`] keeps a copy of the site and puts it back.
 //!
 //! Deliberately absent in this version: leases, discovery, the console, proposals, claims, and the node
 //! program.
@@ -25,6 +25,7 @@ pub mod http;
 
 pub mod cache;
 pub mod link;
+pub mod renewal;
 pub mod status;
 
 pub mod agent;

@@ -4,8 +4,8 @@
 //! of the replica to the store, and publishes where the link stands in [`Agent::link`]; content is fetched
 //! over the same connection by `cache`. Nothing else waits for any of this.
 //!
-//! A heartbeat that central changes is followed from a new session on. Deliberately absent in this version:
-//! the renewal of the site's certificate.
+//! A heartbeat that central changes is followed from a new session on. What central says of our certificate
+//! goes to `renewal`.
 
 use std::{sync::Arc, sync::atomic::Ordering, time::Duration};
 
@@ -22,7 +22,7 @@ use sync::{
 };
 use tracing::{debug, error, info, warn};
 
-use crate::agent::Agent;
+use crate::{agent::Agent, renewal::Doubt};
 
 /// Longest pause between two looks at the link and two reports of our own figures.
 const TICK: Duration = Duration::from_secs(10);
@@ -186,6 +186,43 @@ impl Host for SiteHost {
 
     /// Central opens no streams; one that comes nevertheless is dropped, which tells it to stop.
     fn stream(&mut self, _site: SiteId, _send: SendStream, _receive: RecvStream) {}
+
+    fn turned_away(&mut self, _peer: Origin, code: CloseCode, reason: &str) {
+        match code {
+            CloseCode::Revoked => {
+                error!(reason, "central does not let this site in");
+                self.agent.summons.send_modify(|summons| summons.raise(Doubt::Revoked));
+                let words = reason.to_owned();
+                // Shown until a session is established again, also after the next start.
+                let keep = move |tx: &mut store::Tx<'_>| tx.refused(Origin::Central, false, &words);
+                self.agent.store.submit(self.agent.edge.given("link"), keep, |kept| {
+                    if let Err(error) = kept {
+                        error!(error = %crate::error::chain(&error), "the refusal could not be kept");
+                    }
+                });
+            }
+            CloseCode::CertificateExpired => {
+                warn!(reason, "central wants a renewed certificate");
+                self.agent.summons.send_modify(|summons| summons.raise(Doubt::Expired));
+            }
+            other => info!(code = ?other, reason, "central has closed the connection"),
+        }
+        self.agent.link.send_modify(|link| link.last_end = Some(reason.to_owned()));
+    }
+
+    fn unreachable(&mut self, error: &std::io::Error) {
+        debug!(%error, "central cannot be reached");
+        let why = format!("central cannot be reached: {error}");
+        self.agent.link.send_if_modified(|link| {
+            let is_new = link.last_end.as_ref() != Some(&why);
+            link.last_end = Some(why);
+            is_new
+        });
+    }
+
+    fn wall(&self) -> sync::time::Timestamp {
+        self.agent.edge.now()
+    }
 
     fn turned(&mut self, engine: &Engine, elapsed: Duration) {
         let state = engine.link(Origin::Central, elapsed);

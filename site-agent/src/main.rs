@@ -18,7 +18,7 @@ use site_agent::{
     backup,
     config::{self, Config, Settings},
     error::chain,
-    event_loop::{self, Listening, client, entropy},
+    event_loop::{self, Edge, Listening, client, entropy},
     identity::{DataDir, IdentityError},
     status::Status,
 };
@@ -55,6 +55,9 @@ enum Command {
         /// What the site is called
         #[arg(long, env = "HOLDFAST_SITE_NAME")]
         name: String,
+        /// This machine is a site already and gets another certificate: after central revoked it
+        #[arg(long)]
+        again: bool,
     },
     /// Serves the machines of this site until it is told to stop (SIGTERM or Ctrl-C)
     Run,
@@ -217,10 +220,10 @@ fn start(cli: Cli) -> Result<(), Failure> {
             let config = cli.flags.complete()?;
             say(&config)
         }
-        Command::Enroll { token, name } => {
+        Command::Enroll { token, name, again } => {
             let settings = cli.flags.settings()?;
             log(settings.log.as_deref().unwrap_or("warn"))?;
-            runtime()?.block_on(enroll(settings, &token, &name))
+            runtime()?.block_on(enroll(settings, &token, &name, again))
         }
         Command::Run => {
             let config = cli.flags.complete()?;
@@ -277,22 +280,23 @@ fn data_dir(settings: &Settings) -> PathBuf {
     settings.data_dir.clone().unwrap_or_else(|| config::DEFAULT_DATA_DIR.into())
 }
 
-async fn enroll(settings: Settings, token: &str, name: &str) -> Result<(), Failure> {
-    let folder = data_dir(&settings);
-    let central = settings.central.ok_or_else(|| {
+async fn enroll(settings: Settings, token: &str, name: &str, again: bool) -> Result<(), Failure> {
+    let data = DataDir::open(&data_dir(&settings))?;
+    let before = match data.enrolment() {
+        Ok(enrolment) if again => Some(enrolment),
+        Ok(enrolment) => return Err(IdentityError::AlreadyEnrolled { site: enrolment.site }.into()),
+        Err(IdentityError::NotEnrolled { .. }) => None,
+        Err(error) => return Err(error.into()),
+    };
+    let known = before.as_ref().map(|enrolment| enrolment.central.clone());
+    let central = settings.central.or(known).ok_or_else(|| {
         Failure::new("central is not named", "", "give --central HOST:PORT; the port is 7443 unless changed")
     })?;
     let token: Token = token.parse().map_err(|error: enrol::ParseTokenError| {
         Failure::new("this is no token", error, "copy the token that central printed, whole")
     })?;
-    let data = DataDir::open(&folder)?;
-    match data.enrolment() {
-        Ok(enrolment) => return Err(IdentityError::AlreadyEnrolled { site: enrolment.site }.into()),
-        Err(IdentityError::NotEnrolled { .. }) => {}
-        Err(error) => return Err(error.into()),
-    }
     // Stored before it is used: if the answer is lost, the same key may ask again with the same token.
-    let key = data.key()?;
+    let key = if before.is_some() { data.next_key()? } else { data.key()? };
     let keys = data.endpoint_keys(entropy())?;
     let address = resolve(&central).await.map_err(|error| {
         Failure::new(
@@ -304,9 +308,13 @@ async fn enroll(settings: Settings, token: &str, name: &str) -> Result<(), Failu
     let endpoint = client(&keys).map_err(|error| {
         Failure::new("no UDP socket can be opened", error, "check the network of this machine")
     })?;
-    let enrolled = enrol::enrol(&endpoint, address, &token, name, &key, Arc::new(wall)).await;
+    let site = before.as_ref().map(|enrolment| enrolment.site);
+    let enrolled = enrol::enrol(&endpoint, address, &token, name, site, &key, Arc::new(wall)).await;
     let enrolled = enrolled.map_err(|error| Failure(error.explain()))?;
-    data.keep(&enrolled, name, &central)?;
+    match before {
+        Some(before) => drop(data.keep_next(&before.at(&central), &enrolled)?),
+        None => data.keep(&enrolled, name, &central)?,
+    }
     endpoint.wait_idle().await;
     say(format_args!("{}\n", enrolled.site))
 }
@@ -330,7 +338,9 @@ async fn run(config: &Config) -> Result<(), Failure> {
             _ = interrupt.recv() => {}
         }
     };
-    event_loop::run(config, ready, end).await.map_err(|error| Failure::of(&error, error.next()))
+    event_loop::run(config, Edge::start(), ready, end)
+        .await
+        .map_err(|error| Failure::of(&error, error.next()))
 }
 
 fn status(settings: Settings, json: bool, url: Option<String>) -> Result<(), Failure> {

@@ -15,7 +15,7 @@ use sync::{
     time::Timestamp,
 };
 
-use crate::{agent::Agent, cache::Content, link};
+use crate::{agent::Agent, cache::Content, link, renewal::Certificate};
 
 /// Boots that are listed.
 const BOOTS: u64 = 20;
@@ -35,6 +35,8 @@ pub struct Status {
     pub link: Link,
     /// When central was last heard, by central's clock.
     pub data_as_of: Option<Timestamp>,
+    /// What this site proves itself with.
+    pub certificate: Option<Certificate>,
     /// How much the site may decide by itself.
     pub autonomy: Autonomy,
     /// What that means: `allow`, `queue` or `refuse` for each action.
@@ -203,6 +205,7 @@ pub(crate) fn of(
             last_end: link.last_end.clone(),
         },
         data_as_of: peer.clock,
+        certificate: agent.certificate.borrow().clone(),
         autonomy: level,
         allows: Action::ALL.iter().map(|action| (action.to_string(), word(level, *action).into())).collect(),
         policy_epoch: view.policy_epoch()?,
@@ -247,6 +250,16 @@ impl fmt::Display for Status {
             self.link.refused.as_ref().or(self.link.last_end.as_ref()).filter(|_| !self.link.session);
         if let Some(why) = trouble {
             writeln!(f, "            {why}")?;
+        }
+        if let Some(certificate) = &self.certificate {
+            writeln!(
+                f,
+                "certificate until {}, renewed from {} on",
+                certificate.not_after, certificate.renew_at
+            )?;
+            if let Some(trouble) = &certificate.trouble {
+                writeln!(f, "            {trouble}")?;
+            }
         }
         if self.link.diverged {
             writeln!(

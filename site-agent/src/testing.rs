@@ -49,6 +49,8 @@ pub(crate) fn agent(store: Store, edge: Edge, http_port: u16) -> Arc<Agent> {
         admin_token: ADMIN.into(),
         link: watch::Sender::new(Link::default()),
         content: watch::Sender::new(Content::default()),
+        certificate: watch::Sender::new(None),
+        summons: watch::Sender::default(),
         changes: watch::Sender::new(0),
         boots_seen: AtomicU64::new(0),
     })

@@ -66,6 +66,16 @@ impl Tx<'_> {
             .optional()?)
     }
 
+    /// Ends the life of every token of `site` that is still good for something, spent or not, and returns how
+    /// many those were.
+    pub(crate) fn void_tokens(&mut self, site: SiteId) -> Result<usize, StoreError> {
+        let before = signed(self.given.now.0).saturating_sub(1);
+        Ok(self
+            .sql
+            .prepare_cached("UPDATE tokens SET expires_at = ?2 WHERE site = ?1 AND expires_at > ?2")?
+            .execute(params![site.as_bytes(), before])?)
+    }
+
     /// Marks a token as used now by a key.
     pub fn spend_token(&mut self, hash: &[u8; 32], key: [u8; 32]) -> Result<(), StoreError> {
         self.sql

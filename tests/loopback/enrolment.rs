@@ -99,7 +99,7 @@ fn p3_t1_a_refused_enrolment_says_why_is_in_centrals_journal_and_spoils_nothing(
         expect![[r#"
         exit 1
         error: this machine is site <id> already
-          next: nothing is to be done; to become another site, give another --data-dir
+          next: nothing is to be done; if central revoked it, enrol with `--again` and a new token; to become another site, give another --data-dir
     "#]],
     );
 

@@ -10,6 +10,7 @@ mod office;
 mod words;
 
 mod enrolment;
+mod revocation;
 mod newer_database;
 mod divergence;
 mod full_disk;

@@ -4,7 +4,7 @@
 //! one, so that no crash leaves half an authority. Whoever reads that file can be central to every site, so
 //! it has mode 0600 and belongs into every backup. All keys are ECDSA on P-256, which browsers accept too.
 //!
-//! Deliberately absent: revocation lists (sites are struck off in the store), and a successor: replacing the
+//! Deliberately absent: revocation lists (the store knows which certificates were revoked), and a successor: replacing the
 //! authority needs one that is signed by this one, for which the path length leaves room.
 
 use std::{
@@ -45,7 +45,7 @@ const AUTHORITY_LIFETIME: Duration = Duration::from_secs(20 * 365 * 86_400);
 pub const LEAF_LIFETIME: Duration = Duration::from_secs(365 * 86_400);
 
 /// Certificates are valid from this long before they are issued, for clocks that are slow.
-const BACKDATED: Duration = Duration::from_secs(86_400);
+pub const BACKDATED: Duration = Duration::from_secs(86_400);
 
 /// The last second that a certificate can say: 9999-12-31T23:59:59Z (RFC 5280 §4.1.2.5).
 const END_OF_TIME: Timestamp = Timestamp(253_402_300_799_000);

@@ -125,7 +125,13 @@ mod tests {
     }
 
     impl Desk for Central {
-        async fn redeem(&self, secret: &Secret, _: &str, request: &[u8]) -> Result<Issued, Refusal> {
+        async fn redeem(
+            &self,
+            secret: &Secret,
+            _: &str,
+            _: Option<SiteId>,
+            request: &[u8],
+        ) -> Result<Issued, Refusal> {
             let request = parse(request)?;
             let mut tokens = self.tokens.lock().unwrap();
             let record = tokens.get_mut(&token::hash(secret));
@@ -166,7 +172,7 @@ mod tests {
         }
 
         async fn enrol(&self, address: SocketAddr, token: &Token) -> Result<Enrolled, EnrolError> {
-            enrol(&self.endpoint, address, token, "lyon", &self.key, self.clock.clone()).await
+            enrol(&self.endpoint, address, token, "lyon", None, &self.key, self.clock.clone()).await
         }
 
         async fn refused(&self, address: SocketAddr, token: &Token, expected: Expect) {

@@ -32,7 +32,7 @@ use store::{Store, StoreError, Tx, View};
 use sync::blob::Digest;
 use tokio::sync::oneshot;
 
-use crate::{content::off_runtime, event_loop::Edge};
+use crate::{content::off_runtime, event_loop::Edge, sessions::Sessions};
 use error::Problem;
 
 /// Who the journal names for what comes in with the administrator's token.
@@ -47,11 +47,18 @@ pub(crate) struct App {
     fingerprint: Digest,
     /// Digest of the administrator's token.
     admin: Arc<blake3::Hash>,
+    sessions: Sessions,
 }
 
 impl App {
-    pub(crate) fn new(store: Store, edge: Edge, fingerprint: Digest, admin: &str) -> Self {
-        App { store, edge, fingerprint, admin: Arc::new(blake3::hash(admin.as_bytes())) }
+    pub(crate) fn new(
+        store: Store,
+        edge: Edge,
+        fingerprint: Digest,
+        admin: &str,
+        sessions: Sessions,
+    ) -> Self {
+        App { store, edge, fingerprint, admin: Arc::new(blake3::hash(admin.as_bytes())), sessions }
     }
 
     /// Reads derived tables.
@@ -80,6 +87,7 @@ pub(crate) fn router(app: App) -> Router {
         .route("/sites", get(sites::list).post(sites::create))
         .route("/sites/{site}", get(sites::show).patch(sites::edit))
         .route("/sites/{site}/token", post(sites::invite))
+        .route("/sites/{site}/revoke", post(sites::revoke))
         .route("/sites/{site}/nodes", get(nodes::list_of_site))
         .route("/nodes", get(nodes::list).post(nodes::create))
         .route("/nodes/{node}", get(nodes::show).patch(nodes::edit))

@@ -1,4 +1,4 @@
-//! Sites: listing, describing, setting, inviting.
+//! Sites: listing, describing, setting, inviting, revoking.
 
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use store::{StoreError, View, command, command::site::SettingsEdit, view::SiteRo
 use sync::{
     id::{Origin, SiteId},
     policy::{LinkState, link},
+    quic::CloseCode,
     time::Timestamp,
 };
 
@@ -106,6 +107,32 @@ pub(super) async fn invite(
     ))
 }
 
+/// `POST /sites/{site}/revoke`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Revoke {
+    #[serde(default)]
+    reason: String,
+}
+
+pub(super) async fn revoke(
+    State(app): State<App>,
+    Segment(site): Segment,
+    Body(revoke): Body<Revoke>,
+) -> Result<Json<Value>, Problem> {
+    let now = app.edge.now();
+    let (id, revocation, shown) = app
+        .write(move |tx| {
+            let row = extract::site(&tx.view(), &site)?;
+            let revocation = command::certificate::revoke(tx, row.id, &revoke.reason)?;
+            Ok((row.id, revocation, object(&tx.view(), &row, now)?))
+        })
+        .await?;
+    let ended = app.sessions.end(id, CloseCode::Revoked, &revocation.words());
+    tracing::warn!(site = %id, reason = revocation.reason, ended, "site revoked");
+    Ok(Json(shown))
+}
+
 /// What operators see of a site.
 fn object(view: &View<'_>, row: &SiteRow, now: Timestamp) -> Result<Value, StoreError> {
     let peer = view.peer(Origin::Site(row.id))?;
@@ -133,6 +160,8 @@ fn object(view: &View<'_>, row: &SiteRow, now: Timestamp) -> Result<Value, Store
             "clock": peer.clock,
             "telemetry": telemetry,
             "refused": peer.refused,
+            "certificate": view.certificate(row.id)?,
+            "revoked": view.revoked(row.id)?,
             "nodes": view.count_nodes(Some(row.id))?,
         }),
     ))

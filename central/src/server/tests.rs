@@ -21,7 +21,7 @@ use sync::{
         CloseCode, Connection, Endpoint, RecvStream, SendStream,
         driver::{Dialer, Feed, Host},
         endpoint,
-        enrol::{EnrolError, Enrolled, Token, enrol},
+        enrol::{EnrolError, Enrolled, Token, enrol, renew},
         stream::request_blob,
         tls::{Protocol, SiteKey, WallClock},
     },
@@ -150,7 +150,9 @@ impl Central {
         let line = |it: &Value| {
             let name = it.get("name").and_then(Value::as_str).unwrap_or_default();
             let reason = it.get("reason").and_then(Value::as_str).unwrap_or_default();
-            format!("{} by {}: {name} {reason}", it["event"].as_str().unwrap(), it["by"].as_str().unwrap())
+            let renewal = if it["renewal"] == true { "(renewal)" } else { "" };
+            let (event, by) = (it["event"].as_str().unwrap(), it["by"].as_str().unwrap());
+            format!("{event} by {by}: {name}{renewal} {reason}")
         };
         page["items"].as_array().unwrap().iter().map(|it| line(it).trim_end().to_string() + "\n").collect()
     }
@@ -205,7 +207,17 @@ impl Machine {
     }
 
     async fn enrol(&self, central: &Central, token: &Token) -> Result<Enrolled, EnrolError> {
-        enrol(&self.endpoint, central.server.quic(), token, "lyon", &self.key, self.clock.wall()).await
+        self.enrol_again(central, token, None).await
+    }
+
+    async fn enrol_again(
+        &self,
+        central: &Central,
+        token: &Token,
+        again: Option<SiteId>,
+    ) -> Result<Enrolled, EnrolError> {
+        let (address, clock) = (central.server.quic(), self.clock.wall());
+        enrol(&self.endpoint, address, token, "lyon", again, &self.key, clock).await
     }
 
     async fn refused(&self, central: &Central, token: &Token, expected: Expect) {
@@ -216,7 +228,30 @@ impl Machine {
         let identity = self.key.identity(enrolled.chain.clone());
         let authorities = [enrolled.authority.clone()];
         let tls = tls::client_config(identity, &authorities, Protocol::Session, self.clock.wall()).unwrap();
-        Dialer { endpoint: self.endpoint.clone(), central: central.to_string(), tls }
+        Dialer::fixed(self.endpoint.clone(), central.to_string(), tls)
+    }
+}
+
+impl Machine {
+    /// A session without an engine.
+    async fn dial(&self, central: &Central, enrolled: &Enrolled) -> Connection {
+        let dialer = self.dialer(central.server.quic(), enrolled);
+        let tls = dialer.tls.borrow().clone();
+        endpoint::dial(&dialer.endpoint, central.server.quic(), tls).await.unwrap()
+    }
+
+    /// How central ends a session without an engine.
+    async fn turned_away(&self, central: &Central, enrolled: &Enrolled) -> String {
+        let session = self.dial(central, enrolled).await;
+        let closed = tokio::time::timeout(LONG, session.closed()).await.unwrap();
+        format!("{:?}", CloseCode::of(&closed))
+    }
+
+    async fn renew(&self, central: &Central, enrolled: &Enrolled) -> Result<Enrolled, EnrolError> {
+        let identity = self.key.identity(enrolled.chain.clone());
+        let authorities = [enrolled.authority.clone()];
+        let (address, clock) = (central.server.quic(), self.clock.wall());
+        renew(&self.endpoint, address, identity, &authorities, &self.key, clock).await
     }
 }
 
@@ -529,6 +564,8 @@ async fn p3_a_token_is_good_for_one_machine_and_one_day() {
         site_created by admin: lyon
         token_issued by admin: lyon
         site_enrolled by central: lyon
+        certificate_issued by central:
+        certificate_issued by central:
         enrolment_refused by central: lyon it was used at 2026-11-20T12:00:00.000Z and is good for one machine
         enrolment_refused by central: lyon central knows no such token
         token_issued by admin: lyon
@@ -548,11 +585,99 @@ async fn p15_a_certificate_for_a_site_that_is_not_in_the_fleet_opens_no_session(
     let leaf = authority.issue_site(site, &request, [9; 16], NOON).unwrap();
     let enrolled =
         Enrolled { site, chain: vec![leaf], authority: authority.certificate().clone(), clock: NOON };
-    let dialer = machine.dialer(central.server.quic(), &enrolled);
-    let session = endpoint::dial(&dialer.endpoint, central.server.quic(), dialer.tls).await.unwrap();
+    let session = machine.dial(&central, &enrolled).await;
     let closed = tokio::time::timeout(LONG, session.closed()).await.unwrap();
     expect![[r#"Some((Revoked, "central knows no site 07070707070707070707070707070707"))"#]]
         .assert_eq(&format!("{:?}", CloseCode::of(&closed)));
+    central.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p15_a_revoked_site_is_cut_off_at_once_and_only_a_new_token_brings_it_back() {
+    let (folder, clock) = (folder(), Clock::at_noon());
+    let central = Central::start(folder.path(), &clock).await;
+    central.post("/sites", json!({ "name": "lyon" })).await;
+    let digest = central.upload(b"a kernel").await;
+    let token = central.invite("lyon").await;
+    let machine = Machine::new(&clock);
+    let first = machine.enrol(&central, &token).await.unwrap();
+    clock.wait(Duration::from_secs(60));
+    let enrolled = machine.renew(&central, &first).await.unwrap();
+    let mut site = Site::start(folder.path(), &machine, central.server.quic(), &enrolled);
+    let session = site.connection.wait_for(Option::is_some).await.unwrap().clone().unwrap();
+    let ask = [&digest.0[..], &0_u64.to_be_bytes()].concat();
+    assert!(request_blob(&session, &ask, "central").await.unwrap().is_some());
+
+    clock.wait(Duration::from_secs(60));
+    let reason = json!({ "reason": "the machine was stolen" });
+    let (status, shown) = central.call("POST", "/sites/lyon/revoke", Some(reason.clone())).await;
+    assert_eq!((status, &shown["certificate"]), (200, &Value::Null), "{shown}");
+    assert_eq!(
+        shown["revoked"],
+        json!({ "at": clock.now(), "by": "admin", "reason": "the machine was stolen" })
+    );
+    let closed = tokio::time::timeout(LONG, session.closed()).await.unwrap();
+    let words = expect!["None"];
+    words.assert_eq(&format!("{:?}", CloseCode::of(&closed)));
+    assert!(request_blob(&session, &ask, "central").await.is_err(), "no content either");
+    site.stop().await;
+    for certificate in [&first, &enrolled] {
+        words.assert_eq(&machine.turned_away(&central, certificate).await);
+        expect![[r#"
+            error: central does not renew the certificate
+              why: central revoked this site at 2026-11-20T12:02:00.000Z: the machine was stolen
+              next: ask central whether this site should come back, and for a token if so"#]]
+        .assert_eq(&machine.renew(&central, certificate).await.unwrap_err().explain());
+    }
+    machine
+        .refused(
+            &central,
+            &token,
+            expect![[r#"
+            error: central does not accept the token
+              why: it was used at 2026-11-20T12:00:00.000Z and is good for one machine
+              next: ask central for a new token; if nobody here used this one, say so there"#]],
+        )
+        .await;
+    let (status, again) = central.call("POST", "/sites/lyon/revoke", Some(reason)).await;
+    assert_eq!((status, again["title"].as_str()), (409, Some("refused")), "{again}");
+
+    // It survives a restart, and a new token makes the machine the same site again.
+    let admin = central.token.clone();
+    central.server.stop().await;
+    let central = Central::start(folder.path(), &clock).await;
+    assert_eq!(central.token, admin);
+    words.assert_eq(&machine.turned_away(&central, &enrolled).await);
+    clock.wait(Duration::from_secs(60));
+    let token = central.invite("lyon").await;
+    let other = machine.enrol_again(&central, &token, Some(SiteId([9; 16]))).await.unwrap_err();
+    assert!(other.explain().contains("it is for site lyon"), "{}", other.explain());
+    let back = machine.enrol_again(&central, &token, Some(enrolled.site)).await.unwrap();
+    assert_eq!(back.site, enrolled.site);
+    let mut site = Site::start(folder.path(), &machine, central.server.quic(), &back);
+    site.until("it is heard again", async |_| central.get("/sites/lyon").await["heard_at"] != Value::Null)
+        .await;
+    let shown = central.get("/sites/lyon").await;
+    assert_eq!((&shown["revoked"], shown["certificate"]["serial"].is_string()), (&Value::Null, true));
+    words.assert_eq(&machine.turned_away(&central, &enrolled).await);
+    expect![[r#"
+        site_created by admin: lyon
+        blob_arrived by admin:
+        token_issued by admin: lyon
+        site_enrolled by central: lyon
+        certificate_issued by central:
+        certificate_issued by central: (renewal)
+        site_revoked by admin: lyon the machine was stolen
+        enrolment_refused by central: <lyon> central revoked this site at 2026-11-20T12:02:00.000Z: the machine was stolen
+        enrolment_refused by central: <lyon> central revoked this site at 2026-11-20T12:02:00.000Z: the machine was stolen
+        enrolment_refused by central: lyon it was used at 2026-11-20T12:00:00.000Z and is good for one machine
+        token_issued by admin: lyon
+        enrolment_refused by central: lyon it is for site lyon, this machine is site 09090909090909090909090909090909
+        site_enrolled by central: lyon
+        certificate_issued by central:
+    "#]]
+    .assert_eq(&central.journal().await.replace(&enrolled.site.to_string(), "<lyon>"));
+    site.stop().await;
     central.server.stop().await;
 }
 

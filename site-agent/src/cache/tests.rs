@@ -192,11 +192,8 @@ fn serve(central: &Arc<Central>, site: SiteId) -> (Dialer, Vec<AbortHandle>) {
     let host = CentralHost(Arc::clone(central));
     let hub = tokio::spawn(driver::run_central(engine, arriving, (feed, inputs), host));
     let client = tls::client_config(site_identity, &[pinned], Protocol::Session, Arc::new(wall)).unwrap();
-    let dialer = Dialer {
-        endpoint: endpoint::client((Ipv4Addr::LOCALHOST, 0).into(), &Keys::from_entropy([2; 64])).unwrap(),
-        central: address.to_string(),
-        tls: client,
-    };
+    let endpoint = endpoint::client((Ipv4Addr::LOCALHOST, 0).into(), &Keys::from_entropy([2; 64])).unwrap();
+    let dialer = Dialer::fixed(endpoint, address.to_string(), client);
     (dialer, vec![accepting.abort_handle(), hub.abort_handle()])
 }
 

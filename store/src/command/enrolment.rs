@@ -5,7 +5,7 @@
 
 use sync::{id::SiteId, journal::Event, time::Timestamp};
 
-use super::unknown;
+use super::{certificate, certificate::Certified, unknown};
 use crate::{StoreError, Tx, tokens::TokenRow};
 
 /// Keeps a token under the digest of its secret, to become `site` with until `expires_at`.
@@ -27,22 +27,25 @@ pub fn issue_token(
 }
 
 /// Lets the machine with `key` use the token with this digest, if `judge`, who is shown the token and the
-/// instant, says which site it becomes; otherwise returns what `judge` said, with nothing changed.
+/// instant, says which site it becomes, and `certify` makes the certificate; otherwise returns what either
+/// said, with nothing changed.
 ///
 /// The first use spends the token and is journalled. A later one that `judge` allows is the same machine,
-/// which did not get its answer: nothing changes.
+/// which did not get its answer: it gets another certificate.
 ///
 /// # Errors
 /// Only those of the database.
-pub fn redeem<R>(
+pub fn redeem<C, R>(
     tx: &mut Tx<'_>,
     hash: [u8; 32],
     key: [u8; 32],
     judge: impl FnOnce(Option<&TokenRow>, Timestamp) -> Result<SiteId, R>,
-) -> Result<Result<SiteId, R>, StoreError> {
+    certify: impl FnOnce(SiteId, Timestamp) -> Result<(C, Certified), R>,
+) -> Result<Result<C, R>, StoreError> {
     let token = tx.token(&hash)?;
-    let site = match judge(token.as_ref(), tx.now()) {
-        Ok(site) => site,
+    let judged = judge(token.as_ref(), tx.now()).and_then(|site| Ok((site, certify(site, tx.now())?)));
+    let (site, (issued, certified)) = match judged {
+        Ok(certified) => certified,
         Err(refusal) => return Ok(Err(refusal)),
     };
     if let Some(token) = token
@@ -51,7 +54,8 @@ pub fn redeem<R>(
         tx.spend_token(&hash, key)?;
         tx.journal_for(token.site, Event::SiteEnrolled { site: token.site, name: token.name })?;
     }
-    Ok(Ok(site))
+    certificate::keep(tx, site, &certified, false)?;
+    Ok(Ok(issued))
 }
 
 /// Notes that somebody who called itself `name` was refused.

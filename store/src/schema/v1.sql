@@ -87,6 +87,15 @@ CREATE TABLE tokens (
     hash BLOB NOT NULL UNIQUE, site BLOB NOT NULL, name TEXT NOT NULL, created_at INTEGER NOT NULL,
     expires_at INTEGER NOT NULL, spent_at INTEGER, spent_by BLOB
 ) STRICT;
+-- At central: what certified sites. `serial` as in the certificate; `authority` is the digest of the certificate of who
+-- signed; `revoked_at` never becomes absent again.
+CREATE TABLE certificates (
+    certificate INTEGER PRIMARY KEY, serial BLOB NOT NULL UNIQUE, site BLOB NOT NULL, authority BLOB NOT NULL,
+    issued_at INTEGER NOT NULL, not_after INTEGER NOT NULL, revoked_at INTEGER
+) STRICT;
+CREATE INDEX certificates_by_site ON certificates (site, certificate);
+-- At central: the newest revocation of each site that ever had one.
+CREATE TABLE revocations (site BLOB NOT NULL UNIQUE, at INTEGER NOT NULL, by TEXT NOT NULL, reason TEXT NOT NULL) STRICT;
 
 -- At a site: machines' reports that were answered, with the answer, so that a repeated one is answered alike.
 CREATE TABLE reports (report BLOB NOT NULL UNIQUE, node BLOB NOT NULL, at INTEGER NOT NULL, status INTEGER NOT NULL, answer TEXT NOT NULL) STRICT;

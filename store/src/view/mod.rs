@@ -3,8 +3,9 @@
 //! Each kind of document has one, kept in the same transaction as the document and made again from the
 //! documents whenever [`VERSION`] differs from the one that made it. A row's body is JSON in the shape
 //! that REST shows. `sites`, `nodes`, `tasks` and `workflows` are the kinds; `journal` reads the streams,
-//! `status` the standing towards peers.
+//! `status` the standing towards peers, `certificates` who may speak for a site.
 
+mod certificates;
 mod journal;
 mod nodes;
 mod sites;
@@ -23,6 +24,7 @@ use sync::{
 
 use crate::{StoreError, documents, writer};
 
+pub use certificates::{CertificateRow, Entitlement, RevocationRow};
 pub use journal::{JournalFilter, JournalRow};
 pub use nodes::{NodeFilter, NodeRow};
 pub use sites::SiteRow;

@@ -357,4 +357,33 @@ pub enum Event {
         #[n(4)]
         reason: String,
     },
+    /// Central certified a key of a site.
+    #[n(41)]
+    CertificateIssued {
+        /// The site.
+        #[n(0)]
+        site: SiteId,
+        /// Serial number of the certificate, hexadecimal.
+        #[n(1)]
+        serial: String,
+        /// End of its validity.
+        #[n(2)]
+        not_after: Timestamp,
+        /// Whether it follows an older one, and not a token.
+        #[n(3)]
+        renewal: bool,
+    },
+    /// Everything that certified a site until now is void.
+    #[n(42)]
+    SiteRevoked {
+        /// The site.
+        #[n(0)]
+        site: SiteId,
+        /// Its name.
+        #[n(1)]
+        name: String,
+        /// Why.
+        #[n(2)]
+        reason: String,
+    },
 }

@@ -8,14 +8,14 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use quinn::{RecvStream, SendStream, VarInt};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::endpoint;
 use super::stream::{FrameReader, FrameWriter};
+use super::tls;
 use crate::engine::{CloseCode, Connection, Engine, Input, Moment, Output};
 use crate::id::{Origin, SiteId};
 use crate::time::Timestamp;
@@ -40,6 +40,21 @@ pub trait Host: Send + 'static {
 
     /// Called after every turn of the loop, with the engine as it stands.
     fn turned(&mut self, engine: &Engine, elapsed: Duration);
+
+    /// A connection has ended because the peer turned us away, by one of the codes below the engine.
+    fn turned_away(&mut self, peer: Origin, code: super::CloseCode, reason: &str) {
+        tracing::info!(%peer, ?code, reason, "turned away");
+    }
+
+    /// Central could not be reached. Only at a site.
+    fn unreachable(&mut self, error: &io::Error) {
+        tracing::debug!(%error, "dial failed");
+    }
+
+    /// What the wall clock shows, for the peer.
+    fn wall(&self) -> Timestamp {
+        wall()
+    }
 }
 
 /// Hands inputs to a running driver, from any thread.
@@ -66,8 +81,16 @@ pub struct Dialer {
     pub endpoint: quinn::Endpoint,
     /// Central as `host:port`, looked up anew at every dial.
     pub central: String,
-    /// Pins central and shows the site's certificate.
-    pub tls: Arc<quinn::crypto::rustls::QuicClientConfig>,
+    /// Pins central and shows the site's certificate; looked at anew at every dial, because certificates are
+    /// renewed.
+    pub tls: watch::Receiver<tls::Client>,
+}
+
+impl Dialer {
+    /// A dialer that always shows the same certificate.
+    pub fn fixed(endpoint: quinn::Endpoint, central: String, tls: tls::Client) -> Self {
+        Dialer { endpoint, central, tls: watch::Sender::new(tls).subscribe() }
+    }
 }
 
 /// Runs a site's engine until the feed ends.
@@ -95,7 +118,7 @@ enum Event {
     Dialed(io::Result<(quinn::Connection, SendStream, RecvStream)>),
     Accepted { site: SiteId, quic: quinn::Connection, send: SendStream, receive: RecvStream },
     Frame { connection: Connection, bytes: Vec<u8> },
-    Ended { connection: Connection, reason: String },
+    Ended { connection: Connection, reason: String, code: Option<(super::CloseCode, String)> },
     Stream { site: SiteId, send: SendStream, receive: RecvStream },
 }
 
@@ -170,7 +193,7 @@ impl<H: Host> Driver<H> {
     }
 
     fn handle(&mut self, input: Input) {
-        let moment = Moment { elapsed: self.elapsed(), wall: wall() };
+        let moment = Moment { elapsed: self.elapsed(), wall: self.host.wall() };
         self.engine.handle(moment, input);
     }
 
@@ -225,7 +248,7 @@ impl<H: Host> Driver<H> {
                 self.handle(Input::Dialed { connection });
             }
             Event::Dialed(Err(error)) => {
-                tracing::debug!(%error, "dial failed");
+                self.host.unreachable(&error);
                 let jitter = self.jitter();
                 self.handle(Input::DialFailed { jitter });
             }
@@ -236,9 +259,12 @@ impl<H: Host> Driver<H> {
                 self.handle(Input::Accepted { connection, site });
             }
             Event::Frame { connection, bytes } => self.handle(Input::Frame { connection, bytes }),
-            Event::Ended { connection, reason } => {
+            Event::Ended { connection, reason, code } => {
                 if let Some((peer, _)) = self.lines.remove(&connection) {
                     tracing::info!(%peer, %reason, "disconnected");
+                    if let Some((code, words)) = code {
+                        self.host.turned_away(peer, code, &words);
+                    }
                     if !self.lines.values().any(|(other, _)| *other == peer) {
                         self.host.connection(peer, None);
                     }
@@ -267,12 +293,14 @@ impl<H: Host> Driver<H> {
         let events = self.events.0.clone();
         tokio::spawn(async move {
             let reason = read(connection, FrameReader::new(receive, name), &events).await;
-            let reason = match quic.close_reason() {
+            let closed = quic.close_reason();
+            let code = closed.as_ref().and_then(super::CloseCode::of);
+            let reason = match closed {
                 Some(closed) => format!("{reason} ({closed})"),
                 None => reason,
             };
             quic.close(VarInt::from_u32(CloseCode::Done.number()), b"the session has ended");
-            drop(events.send(Event::Ended { connection, reason }).await);
+            drop(events.send(Event::Ended { connection, reason, code }).await);
         });
         connection
     }
@@ -295,7 +323,8 @@ const FAR: Duration = Duration::from_secs(365 * 86_400);
 
 async fn dial(dialer: &Dialer) -> io::Result<(quinn::Connection, SendStream, RecvStream)> {
     let address = resolve(&dialer.central).await?;
-    let connect = endpoint::dial(&dialer.endpoint, address, Arc::clone(&dialer.tls));
+    let tls = dialer.tls.borrow().clone();
+    let connect = endpoint::dial(&dialer.endpoint, address, tls);
     let quic = tokio::time::timeout(2 * PATIENCE, connect)
         .await
         .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "central did not answer"))?

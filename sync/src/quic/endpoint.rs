@@ -14,10 +14,7 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use quinn::{
     ConnectError, ConnectionError, ConnectionId, ConnectionIdGenerator, EndpointConfig, TransportConfig,
-    crypto::{
-        AeadKey, CryptoError, HandshakeTokenKey, HmacKey,
-        rustls::{HandshakeData, QuicClientConfig, QuicServerConfig},
-    },
+    crypto::{AeadKey, CryptoError, HandshakeTokenKey, HmacKey, rustls::HandshakeData},
 };
 use socket2::{Domain, Protocol as IpProtocol, Socket, Type};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -147,12 +144,7 @@ impl Listener {
     ///
     /// # Errors
     /// When the address cannot be bound.
-    pub fn bind(
-        address: SocketAddr,
-        tls: Arc<QuicServerConfig>,
-        keys: Keys,
-        limits: Limits,
-    ) -> io::Result<Self> {
+    pub fn bind(address: SocketAddr, tls: tls::Server, keys: Keys, limits: Limits) -> io::Result<Self> {
         let config = server_config(tls, &keys);
         let endpoint = endpoint(address, Some(config), &keys)?;
         let handshakes = Arc::new(Semaphore::new(limits.handshakes));
@@ -169,7 +161,7 @@ impl Listener {
     }
 
     /// Shows another certificate, or accepts other authorities, from the next connection on.
-    pub fn set_tls(&self, tls: Arc<QuicServerConfig>) {
+    pub fn set_tls(&self, tls: tls::Server) {
         self.endpoint.set_server_config(Some(server_config(tls, &self.keys)));
     }
 
@@ -329,9 +321,9 @@ pub fn client(bind: SocketAddr, keys: &Keys) -> io::Result<quinn::Endpoint> {
 pub async fn dial(
     endpoint: &quinn::Endpoint,
     address: SocketAddr,
-    tls: Arc<QuicClientConfig>,
+    tls: tls::Client,
 ) -> Result<quinn::Connection, DialError> {
-    let mut config = quinn::ClientConfig::new(tls);
+    let mut config = quinn::ClientConfig::new(tls.quic);
     config.transport_config(transport(KEEP_ALIVE, IDLE));
     Ok(endpoint.connect_with(config, address, CENTRAL_NAME)?.await?)
 }
@@ -398,8 +390,8 @@ fn alpn(connection: &quinn::Connection) -> Vec<u8> {
         .expect("QUIC requires ALPN (RFC 9001 §8.1), so a finished handshake agreed on a protocol")
 }
 
-fn server_config(tls: Arc<QuicServerConfig>, keys: &Keys) -> quinn::ServerConfig {
-    let mut config = quinn::ServerConfig::new(tls, Arc::new(TokenKey(keys.token)));
+fn server_config(tls: tls::Server, keys: &Keys) -> quinn::ServerConfig {
+    let mut config = quinn::ServerConfig::new(tls.quic, Arc::new(TokenKey(keys.token)));
     config.transport_config(transport(KEEP_ALIVE, IDLE));
     config
 }
@@ -589,7 +581,7 @@ mod tests {
             clippy::disallowed_methods,
             reason = "only the end of a thread ends a program without a word"
         )]
-        fn live(tls: Arc<QuicServerConfig>, at: SocketAddr, keys: Keys) -> Self {
+        fn live(tls: tls::Server, at: SocketAddr, keys: Keys) -> Self {
             let (born, address) = mpsc::channel();
             let (kill, killed) = mpsc::channel();
             let thread = thread::spawn(move || {
@@ -632,7 +624,7 @@ mod tests {
 
         let central = Mortal::live(server.clone(), own_host, keys(1));
         let address = central.address;
-        let mut config = quinn::ClientConfig::new(tls.unwrap());
+        let mut config = quinn::ClientConfig::new(tls.unwrap().quic);
         config.transport_config(transport(keep_alive, idle));
         let site = client(loopback(), &keys(2)).unwrap();
         let connection = site.connect_with(config, address, CENTRAL_NAME).unwrap().await.unwrap();

@@ -11,10 +11,10 @@
 //!
 //! Deliberately absent: where keys and certificates are kept, which tokens exist, and what a site is.
 
-use std::{fmt, net::SocketAddr, str::FromStr, sync::Arc, time::Duration};
+use std::{fmt, net::SocketAddr, str::FromStr, time::Duration};
 
 use minicbor::{Decode, Encode, bytes::ByteVec};
-use quinn::{ConnectionError, crypto::rustls::QuicClientConfig};
+use quinn::ConnectionError;
 use rustls::pki_types::CertificateDer;
 
 use super::{
@@ -172,8 +172,10 @@ pub enum RefusalCode {
     Malformed,
     /// 6: central does not know this version of the exchange.
     Version,
-    /// 7: the site was removed from the fleet, so its certificate is not renewed.
+    /// 7: the site or its certificate was revoked, so it is not renewed.
     Revoked,
+    /// 8: the token is for another site than the one that this machine is already.
+    OtherSite,
     /// A number from a later version.
     Other(u8),
 }
@@ -188,6 +190,7 @@ impl RefusalCode {
             Self::Malformed => 5,
             Self::Version => 6,
             Self::Revoked => 7,
+            Self::OtherSite => 8,
             Self::Other(number) => number,
         }
     }
@@ -201,6 +204,7 @@ impl RefusalCode {
             5 => Self::Malformed,
             6 => Self::Version,
             7 => Self::Revoked,
+            8 => Self::OtherSite,
             other => Self::Other(other),
         }
     }
@@ -242,7 +246,7 @@ pub trait Desk: Send + Sync {
     /// signing request (PKCS#10, DER, not looked at yet).
     ///
     /// The key that spent a token gets another certificate for it while it has not expired: the first
-    /// answer may have been lost.
+    /// answer may have been lost. A machine that is the site `again` already gets none for another site.
     ///
     /// # Errors
     /// A refusal for the machine.
@@ -250,6 +254,7 @@ pub trait Desk: Send + Sync {
         &self,
         secret: &Secret,
         name: &str,
+        again: Option<SiteId>,
         request: &[u8],
     ) -> impl Future<Output = Result<Issued, Refusal>> + Send;
 
@@ -330,7 +335,7 @@ async fn decide(frame: &[u8], peer: Option<&SiteCertificate>, desk: &impl Desk) 
             if name.trim().is_empty() || name.len() > MAX_NAME {
                 return Err(malformed("the name of the site is missing or too long"));
             }
-            desk.redeem(&secret, &name, &request.request).await
+            desk.redeem(&secret, &name, request.again, &request.request).await
         }
         (None, Some(peer)) => desk.renew(peer, &request.request).await,
         (None, None) => Err(malformed("neither a secret nor a certificate was shown")),
@@ -466,7 +471,9 @@ fn explain_dial(source: &DialError) -> (String, &'static str) {
 
 fn source_what(code: RefusalCode) -> &'static str {
     match code {
-        RefusalCode::Wrong | RefusalCode::Spent | RefusalCode::Expired => "central does not accept the token",
+        RefusalCode::Wrong | RefusalCode::Spent | RefusalCode::Expired | RefusalCode::OtherSite => {
+            "central does not accept the token"
+        }
         RefusalCode::Busy => "central has no time now",
         RefusalCode::Malformed | RefusalCode::Version | RefusalCode::Other(_) => {
             "central does not understand us"
@@ -485,6 +492,9 @@ fn source_next(code: RefusalCode) -> &'static str {
             "bring both programs to the same version"
         }
         RefusalCode::Revoked => "ask central whether this site should come back, and for a token if so",
+        RefusalCode::OtherSite => {
+            "ask central for a token for this site; to become the other one, give another --data-dir"
+        }
     }
 }
 
@@ -513,7 +523,8 @@ fn chain(error: &dyn std::error::Error) -> String {
 
 /// Becomes the site that `token` invites. `endpoint` comes from [`client`](super::endpoint::client); `name`
 /// is what the site will be called, 1 to [`MAX_NAME`] bytes. Store `key` before calling, and come back with
-/// the same one if the answer is lost.
+/// the same one if the answer is lost. A machine that is a site already says which in `again`: a token for
+/// another one is then refused and stays good.
 ///
 /// # Errors
 /// See [`EnrolError::explain`].
@@ -522,6 +533,7 @@ pub async fn enrol(
     address: SocketAddr,
     token: &Token,
     name: &str,
+    again: Option<SiteId>,
     key: &SiteKey,
     clock: WallClock,
 ) -> Result<Enrolled, EnrolError> {
@@ -534,6 +546,7 @@ pub async fn enrol(
         secret: Some(token.secret.0.to_vec().into()),
         name: Some(name.to_owned()),
         request: key.request(name).map_err(EnrolError::Own)?.into(),
+        again,
     };
     let answer = ask(endpoint, address, config, &request).await;
     let enrolled = answer.map_err(|error| wrong_central(error, token.fingerprint, &presented))?;
@@ -560,14 +573,14 @@ pub async fn renew(
     let config =
         tls::client_config(identity, authorities, Protocol::Enrolment, clock).map_err(EnrolError::Own)?;
     let request = key.request("renewal").map_err(EnrolError::Own)?.into();
-    let request = Request { version: VERSION, secret: None, name: None, request };
+    let request = Request { version: VERSION, secret: None, name: None, request, again: None };
     check(ask(endpoint, address, config, &request).await?, address, key)
 }
 
 async fn ask(
     endpoint: &quinn::Endpoint,
     address: SocketAddr,
-    config: Arc<QuicClientConfig>,
+    config: tls::Client,
     request: &Request,
 ) -> Result<Enrolled, EnrolError> {
     let unreachable = |source| EnrolError::Unreachable { address, source };
@@ -646,6 +659,9 @@ struct Request {
     /// PKCS#10 in DER.
     #[n(3)]
     request: ByteVec,
+    /// With a secret: the site that this machine is already.
+    #[n(4)]
+    again: Option<SiteId>,
 }
 
 /// Central to machine: exactly one of the two.
@@ -718,7 +734,7 @@ fn encode<T: Encode<()>>(message: &T) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
+    use std::sync::{Arc, Mutex};
 
     use expect_test::{Expect, expect};
 
@@ -757,7 +773,16 @@ mod tests {
     }
 
     impl Desk for TestDesk {
-        async fn redeem(&self, secret: &Secret, name: &str, request: &[u8]) -> Result<Issued, Refusal> {
+        async fn redeem(
+            &self,
+            secret: &Secret,
+            name: &str,
+            again: Option<SiteId>,
+            request: &[u8],
+        ) -> Result<Issued, Refusal> {
+            if again.is_some_and(|site| site != SITE) {
+                return Err(Refusal::new(RefusalCode::OtherSite, "it is for site lyon"));
+            }
             self.asked.lock().unwrap().push(format!("redeem for {name}"));
             let refuse = |code, message| Err(Refusal::new(code, message));
             match *secret {
@@ -821,7 +846,7 @@ mod tests {
 
         async fn enrol(&self, token: &Token) -> Result<Enrolled, EnrolError> {
             let key = SiteKey::generate().unwrap();
-            enrol(&site(), self.address, token, "lyon", &key, clock_at(NOW)).await
+            enrol(&site(), self.address, token, "lyon", None, &key, clock_at(NOW)).await
         }
 
         async fn explain(&self, token: &Token) -> String {
@@ -840,7 +865,8 @@ mod tests {
         let key = SiteKey::generate().unwrap();
         let token = central.token(RIGHT);
         let site = site();
-        let enrolled = enrol(&site, central.address, &token, "lyon", &key, clock_at(NOW)).await.unwrap();
+        let enrolled =
+            enrol(&site, central.address, &token, "lyon", None, &key, clock_at(NOW)).await.unwrap();
         assert_eq!((enrolled.site, enrolled.clock), (SITE, NOW));
         assert_eq!(Digest::of(&enrolled.authority), token.fingerprint);
         assert_eq!(central.served.recv().await.unwrap(), format!("issued {SITE}"));
@@ -861,7 +887,7 @@ mod tests {
         let central = Central::start(Limits::default());
         let key = SiteKey::generate().unwrap();
         let clock = clock_at(Timestamp(0));
-        enrol(&site(), central.address, &central.token(RIGHT), "lyon", &key, clock).await.unwrap();
+        enrol(&site(), central.address, &central.token(RIGHT), "lyon", None, &key, clock).await.unwrap();
     }
 
     #[tokio::test]
@@ -985,12 +1011,35 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn p3_a_token_for_another_site_is_refused_to_a_machine_that_is_one() {
+        let central = Central::start(Limits::default());
+        let (key, token) = (SiteKey::generate().unwrap(), central.token(RIGHT));
+        let again = |site| enrol_again(&central, &token, &key, site);
+        expect![[r#"
+            error: central does not accept the token
+              why: it is for site lyon
+              next: ask central for a token for this site; to become the other one, give another --data-dir"#]]
+        .assert_eq(&again(SiteId([9; 16])).await.unwrap_err().explain());
+        assert!(central.desk.asked.lock().unwrap().is_empty(), "the token stays good");
+        assert_eq!(again(SITE).await.unwrap().site, SITE);
+    }
+
+    async fn enrol_again(
+        central: &Central,
+        token: &Token,
+        key: &SiteKey,
+        site_id: SiteId,
+    ) -> Result<Enrolled, EnrolError> {
+        enrol(&site(), central.address, token, "lyon", Some(site_id), key, clock_at(NOW)).await
+    }
+
+    #[tokio::test]
     async fn a_name_must_be_one() {
         let key = SiteKey::generate().unwrap();
         let token = Token { fingerprint: Digest([0; 32]), secret: RIGHT };
         for name in ["", "  ", &"n".repeat(129)] {
             let nowhere = loopback();
-            let error = enrol(&site(), nowhere, &token, name, &key, clock_at(NOW)).await.unwrap_err();
+            let error = enrol(&site(), nowhere, &token, name, None, &key, clock_at(NOW)).await.unwrap_err();
             assert!(matches!(error, EnrolError::Name { .. }));
         }
         expect![[r#"
@@ -1050,6 +1099,7 @@ mod tests {
                 secret: secret.map(|it| it.to_vec().into()),
                 name: Some(name.to_owned()),
                 request: vec![0; size].into(),
+                again: None,
             }))
         };
         expect!["refused Version: version 2 is asked for, central knows 1 to 1"]
@@ -1087,6 +1137,7 @@ mod tests {
             secret: Some(vec![0xaa; 4].into()),
             name: Some("lyon".into()),
             request: vec![0xbb; 3].into(),
+            again: None,
         };
         expect!["a400010144aaaaaaaa02646c796f6e0343bbbbbb"].assert_eq(&hex(&encode(&request)));
         let renewal = Request { secret: None, name: None, ..request };

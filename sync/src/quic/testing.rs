@@ -7,7 +7,6 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use quinn::crypto::rustls::QuicClientConfig;
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
     KeyUsagePurpose, SanType,
@@ -180,7 +179,7 @@ impl Central {
         text.replace(&error.peer().to_string(), "<peer>")
     }
 
-    pub(super) async fn dial(&self, tls: Arc<QuicClientConfig>) -> Result<quinn::Connection, DialError> {
+    pub(super) async fn dial(&self, tls: tls::Client) -> Result<quinn::Connection, DialError> {
         endpoint::dial(&endpoint::client(loopback(), &keys(2)).unwrap(), self.address, tls).await
     }
 }

@@ -264,6 +264,18 @@ impl Clone for Identity {
     }
 }
 
+/// Central's side of TLS, ready for the transport. Cheap to clone.
+#[derive(Clone)]
+pub struct Server {
+    pub(super) quic: Arc<QuicServerConfig>,
+}
+
+/// A site's side of TLS for one protocol, ready for the transport. Cheap to clone.
+#[derive(Clone)]
+pub struct Client {
+    pub(super) quic: Arc<QuicClientConfig>,
+}
+
 /// Central's side of both protocols.
 ///
 /// `identity` is central's chain (leaf, then the authority, which enrolling machines compare with their
@@ -277,7 +289,7 @@ pub fn server_config(
     identity: Identity,
     authorities: &[CertificateDer<'static>],
     clock: WallClock,
-) -> Result<Arc<QuicServerConfig>, TlsError> {
+) -> Result<Server, TlsError> {
     let verifier = SiteVerifier(client_verifier(authorities)?);
     let mut config = rustls::ServerConfig::builder_with_details(provider(), Arc::new(Wall(clock)))
         .with_protocol_versions(&[&rustls::version::TLS13])
@@ -288,9 +300,8 @@ pub fn server_config(
     config.alpn_protocols = vec![SESSION.to_vec(), ENROLMENT.to_vec()];
     config.max_early_data_size = 0;
     config.send_tls13_tickets = 0;
-    Ok(Arc::new(
-        QuicServerConfig::try_from(config).expect("the provider has the suite of QUIC's initial packets"),
-    ))
+    let quic = QuicServerConfig::try_from(config);
+    Ok(Server { quic: Arc::new(quic.expect("the provider has the suite of QUIC's initial packets")) })
 }
 
 /// The side of a site that has a certificate. Central must be certified by one of `authorities` under the
@@ -303,7 +314,7 @@ pub fn client_config(
     authorities: &[CertificateDer<'static>],
     protocol: Protocol,
     clock: WallClock,
-) -> Result<Arc<QuicClientConfig>, TlsError> {
+) -> Result<Client, TlsError> {
     let pin = Pin::Authorities(server_verifier(authorities)?);
     let mut config = client_builder(pin, clock)?
         .with_client_auth_cert(identity.chain, identity.key)
@@ -319,7 +330,7 @@ pub fn client_config(
 pub fn enrol_client_config(
     fingerprint: Digest,
     clock: WallClock,
-) -> Result<(Arc<QuicClientConfig>, Arc<Presented>), TlsError> {
+) -> Result<(Client, Arc<Presented>), TlsError> {
     let presented = Arc::new(Presented::default());
     let pin = Pin::Fingerprint { fingerprint, presented: presented.clone() };
     let mut config = client_builder(pin, clock)?.with_no_client_auth();
@@ -383,12 +394,12 @@ fn client_builder(
         .with_custom_certificate_verifier(Arc::new(CentralVerifier(pin))))
 }
 
-fn finish_client(config: &mut rustls::ClientConfig, protocol: Protocol) -> Arc<QuicClientConfig> {
+fn finish_client(config: &mut rustls::ClientConfig, protocol: Protocol) -> Client {
     config.alpn_protocols = vec![protocol.alpn().to_vec()];
     config.enable_early_data = false;
     config.resumption = Resumption::disabled();
-    let config = QuicClientConfig::try_from(config.clone());
-    Arc::new(config.expect("the provider has the suite of QUIC's initial packets"))
+    let quic = QuicClientConfig::try_from(config.clone());
+    Client { quic: Arc::new(quic.expect("the provider has the suite of QUIC's initial packets")) }
 }
 
 fn roots(authorities: &[CertificateDer<'static>]) -> Result<Arc<RootCertStore>, TlsError> {

@@ -1,0 +1,139 @@
+//! At central: what certifies sites, and what does not any more.
+
+use rusqlite::{OptionalExtension, params};
+use serde::Serialize;
+use sync::{
+    blob::Digest,
+    id::{SiteId, hex},
+    time::Timestamp,
+};
+
+use super::View;
+use crate::StoreError;
+
+/// A certificate that was issued.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct CertificateRow {
+    /// Serial number, hexadecimal.
+    pub serial: String,
+    /// Digest of the certificate of the authority that signed it.
+    pub authority: Digest,
+    /// When it was issued, by central's clock.
+    pub issued_at: Timestamp,
+    /// End of its validity.
+    pub not_after: Timestamp,
+}
+
+/// Why nothing that certified a site until then does so any more.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct RevocationRow {
+    /// When.
+    pub at: Timestamp,
+    /// Who did it.
+    pub by: String,
+    /// Why; may be empty.
+    pub reason: String,
+}
+
+/// What a certificate that our authority signed is worth, apart from its validity in time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Entitlement {
+    /// It stands for its site.
+    Good,
+    /// Its site is not in the fleet.
+    NoSuchSite,
+    /// It was revoked.
+    Revoked(RevocationRow),
+}
+
+impl View<'_> {
+    /// Judges the certificate of `site` with this serial number, issued at this instant.
+    ///
+    /// One that is not on record, because another life of this database issued it, counts as revoked if it
+    /// is not younger than the site's newest revocation.
+    pub fn entitlement(
+        &self,
+        site: SiteId,
+        serial: &[u8],
+        issued_at: Timestamp,
+    ) -> Result<Entitlement, StoreError> {
+        if self.site(site)?.is_none() {
+            return Ok(Entitlement::NoSuchSite);
+        }
+        let Some(revocation) = self.revocation(site)? else { return Ok(Entitlement::Good) };
+        let revoked: Option<bool> = self
+            .sql
+            .prepare_cached(
+                "SELECT revoked_at IS NOT NULL FROM certificates WHERE serial = ?1 AND site = ?2",
+            )?
+            .query_row(params![serial, site.as_bytes()], |row| row.get(0))
+            .optional()?;
+        Ok(match revoked.unwrap_or(issued_at <= revocation.at) {
+            true => Entitlement::Revoked(revocation),
+            false => Entitlement::Good,
+        })
+    }
+
+    /// The certificate that was issued last to `site`, unless that one was revoked.
+    pub fn certificate(&self, site: SiteId) -> Result<Option<CertificateRow>, StoreError> {
+        let time = |ms: i64| Timestamp(ms.unsigned_abs());
+        Ok(self
+            .sql
+            .prepare_cached(
+                "SELECT serial, authority, issued_at, not_after FROM certificates
+                 WHERE site = ?1 AND revoked_at IS NULL ORDER BY certificate DESC LIMIT 1",
+            )?
+            .query_row([site.as_bytes()], |row| {
+                Ok(CertificateRow {
+                    serial: hex(&row.get::<_, Vec<u8>>(0)?),
+                    authority: Digest(row.get(1)?),
+                    issued_at: time(row.get(2)?),
+                    not_after: time(row.get(3)?),
+                })
+            })
+            .optional()?)
+    }
+
+    /// The newest revocation of `site`, whether or not it was certified again since.
+    pub fn revocation(&self, site: SiteId) -> Result<Option<RevocationRow>, StoreError> {
+        Ok(self
+            .sql
+            .prepare_cached("SELECT at, by, reason FROM revocations WHERE site = ?1")?
+            .query_row([site.as_bytes()], |row| {
+                Ok(RevocationRow {
+                    at: Timestamp(row.get::<_, i64>(0)?.unsigned_abs()),
+                    by: row.get(1)?,
+                    reason: row.get(2)?,
+                })
+            })
+            .optional()?)
+    }
+
+    /// The revocation that holds, if one does: nothing certifies the site now.
+    pub fn revoked(&self, site: SiteId) -> Result<Option<RevocationRow>, StoreError> {
+        match self.certificate(site)? {
+            Some(_) => Ok(None),
+            None => self.revocation(site),
+        }
+    }
+
+    /// Number of sites whose newest certificate this authority signed.
+    pub fn count_sites_of(&self, authority: Digest) -> Result<u64, StoreError> {
+        let count: i64 = self
+            .sql
+            .prepare_cached(
+                "SELECT count(*) FROM certificates WHERE authority = ?1 AND certificate IN
+                 (SELECT max(certificate) FROM certificates WHERE revoked_at IS NULL GROUP BY site)",
+            )?
+            .query_row([authority.as_bytes()], |row| row.get(0))?;
+        Ok(count.unsigned_abs())
+    }
+}
+
+impl RevocationRow {
+    /// What the site is told, on one line.
+    pub fn words(&self) -> String {
+        let why = if self.reason.is_empty() { "no reason was given" } else { &self.reason };
+        format!("central revoked this site at {}: {why}", self.at)
+    }
+}
