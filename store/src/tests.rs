@@ -175,11 +175,11 @@ fn a_full_disk_is_named_and_the_next_command_runs() {
     }
     let said = |store: &Store| {
         let rows = store.read(|view| view.journal(&JournalFilter::default())).unwrap();
-        let notes = rows.into_iter().filter_map(|row| match row.event? {
+        let mut notes = rows.into_iter().filter_map(|row| match row.event? {
             Event::RegisterSet { path, value, .. } if path == "notes" => value[..2].parse::<u8>().ok(),
             _ => None,
         });
-        notes.last()
+        notes.next_back()
     };
     assert_eq!(said(&store), kept, "what was answered is what is there");
     limit(&store, 1_000).unwrap();
