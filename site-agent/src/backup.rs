@@ -83,7 +83,10 @@ pub fn put_back(data: &DataDir, from: &Path, now: Timestamp, say: &mut dyn FnMut
     if !restored.missing.is_empty() {
         say(&format!("{} files of content are not here; the site fetches them", restored.missing.len()));
     }
-    say("next: start the agent; it boots machines and follows no order until somebody confirms");
+    say(
+        "next: start the agent; it boots machines and follows no order until `holdfast-site resume`, or until \
+         central confirms",
+    );
     Ok(())
 }
 

@@ -128,6 +128,7 @@ async fn report(agent: &Arc<Agent>, feed: &Feed, heartbeat: Duration) {
                 blobs_wanted: u64::try_from(wanted).unwrap_or(u64::MAX),
                 boots_seen: agent.boots_seen.load(Ordering::Relaxed),
                 blob_bytes: agent.store.blobs().total_bytes()?,
+                suspended: view.suspended()?,
             })
         });
         match figures.await {

@@ -70,6 +70,13 @@ enum Command {
         #[arg(long)]
         url: Option<String>,
     },
+    /// Follows orders again after a restore: say so when you have looked at what the machines did since
+    #[command(after_help = "Example: holdfast-site resume")]
+    Resume {
+        /// Address of the agent; by default the one that it wrote into its data folder
+        #[arg(long)]
+        url: Option<String>,
+    },
     /// Copies database and keys of this site into a folder; the agent may run meanwhile
     #[command(after_help = "\
 Example: holdfast-site backup --to /mnt/backup/lyon-2026-11-20
@@ -87,7 +94,8 @@ Examples:
   holdfast-site restore --from /mnt/backup/lyon-2026-11-20 --data-dir /var/lib/holdfast-site   (a new machine)
 
 The old database stays in the folder under another name. Keys that are there stay as they are. Afterwards the
-site boots machines and follows no order until somebody confirms; it hears from central what it has forgotten.")]
+site boots machines, hears from central what it has forgotten, and follows no order until somebody confirms: with
+`holdfast-site resume`, or at central.")]
     Restore {
         /// Folder of the backup
         #[arg(long, value_name = "FOLDER")]
@@ -231,6 +239,7 @@ fn start(cli: Cli) -> Result<(), Failure> {
             runtime()?.block_on(run(&config))
         }
         Command::Status { json, url } => status(cli.flags.settings()?, json, url),
+        Command::Resume { url } => resume(cli.flags.settings()?, url),
         Command::Backup { to } => {
             let data = DataDir::at(&data_dir(&cli.flags.settings()?));
             lines(|say| backup::save(&data, &to, wall(), say))
@@ -344,45 +353,76 @@ async fn run(config: &Config) -> Result<(), Failure> {
 }
 
 fn status(settings: Settings, json: bool, url: Option<String>) -> Result<(), Failure> {
-    let data = DataDir::open(&data_dir(&settings))?;
-    let token = data.known_admin_token()?.ok_or_else(|| {
-        Failure::new(
-            "the agent has never run here",
-            "there is no admin-token in its data folder",
-            "start it with `holdfast-site run`, or give its --data-dir",
-        )
-    })?;
-    let base = match (url, data.http_address()?) {
-        (Some(url), _) => url,
-        (None, Some(address)) => format!("http://{}", local(address)),
-        (None, None) => "http://127.0.0.1:8080".into(),
-    };
-    let unreachable = |why: String| {
-        Failure::new(
-            format!("the agent at {base} does not answer"),
-            why,
-            "start it with `holdfast-site run`, and read its log",
-        )
-    };
-    let client: ureq::Agent =
-        ureq::Agent::config_builder().timeout_global(Some(Duration::from_secs(10))).build().into();
-    let asked = client
-        .get(format!("{}/api/v1/agent/status", base.trim_end_matches('/')))
-        .header("Authorization", format!("Bearer {token}"))
-        .call();
-    let mut answer = asked.map_err(|error| unreachable(error.to_string()))?;
-    let text = answer.body_mut().read_to_string().map_err(|error| unreachable(error.to_string()))?;
+    let text = Running::find(&settings, url)?.ask("GET", "/agent/status")?;
     if json {
         return say(format_args!("{text}\n"));
     }
-    let status: Status = serde_json::from_str(&text).map_err(|error| {
+    let status: Status = understood(&text)?;
+    say(status)
+}
+
+fn resume(settings: Settings, url: Option<String>) -> Result<(), Failure> {
+    let text = Running::find(&settings, url)?.ask("POST", "/agent/resume")?;
+    let answer: serde_json::Value = understood(&text)?;
+    match answer["was_suspended"].as_bool() {
+        Some(false) => say("orders were followed already; nothing was changed\n"),
+        Some(true) | None => say("orders are followed again\n"),
+    }
+}
+
+fn understood<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, Failure> {
+    serde_json::from_str(text).map_err(|error| {
         Failure::new(
             "the agent's answer cannot be read",
             error,
             "bring both programs to the same version, or use --json",
         )
-    })?;
-    say(status)
+    })
+}
+
+/// The running agent, as this command line reaches it.
+struct Running {
+    base: String,
+    token: String,
+}
+
+impl Running {
+    fn find(settings: &Settings, url: Option<String>) -> Result<Self, Failure> {
+        let data = DataDir::open(&data_dir(settings))?;
+        let token = data.known_admin_token()?.ok_or_else(|| {
+            Failure::new(
+                "the agent has never run here",
+                "there is no admin-token in its data folder",
+                "start it with `holdfast-site run`, or give its --data-dir",
+            )
+        })?;
+        let base = match (url, data.http_address()?) {
+            (Some(url), _) => url,
+            (None, Some(address)) => format!("http://{}", local(address)),
+            (None, None) => "http://127.0.0.1:8080".into(),
+        };
+        Ok(Running { base: base.trim_end_matches('/').into(), token })
+    }
+
+    /// Sends a request without a body and returns the text of the answer.
+    fn ask(&self, method: &str, path: &str) -> Result<String, Failure> {
+        let unreachable = |why: String| {
+            Failure::new(
+                format!("the agent at {} does not answer", self.base),
+                why,
+                "start it with `holdfast-site run`, and read its log",
+            )
+        };
+        let client: ureq::Agent =
+            ureq::Agent::config_builder().timeout_global(Some(Duration::from_secs(10))).build().into();
+        let (url, bearer) = (format!("{}/api/v1{path}", self.base), format!("Bearer {}", self.token));
+        let asked = match method {
+            "POST" => client.post(url).header("Authorization", bearer).send_empty(),
+            _ => client.get(url).header("Authorization", bearer).call(),
+        };
+        let mut answer = asked.map_err(|error| unreachable(error.to_string()))?;
+        answer.body_mut().read_to_string().map_err(|error| unreachable(error.to_string()))
+    }
 }
 
 /// An address that this machine reaches the agent at.

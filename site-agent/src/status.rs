@@ -269,6 +269,7 @@ impl fmt::Display for Status {
         }
         if let Some(why) = &self.suspended {
             writeln!(f, "suspended   no order is followed: {why}")?;
+            writeln!(f, "            confirm with `holdfast-site resume`, or let central do it")?;
         }
         if !self.pxe_enabled {
             writeln!(f, "boot        switched off for this site")?;

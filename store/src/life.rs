@@ -117,14 +117,23 @@ impl Tx<'_> {
         set_meta(self.sql, "suspended", why.as_str().as_bytes())
     }
 
-    /// Follows orders again. Nothing happens if they were followed.
-    pub fn resume_orders(&mut self) -> Result<(), StoreError> {
-        let resumed = self.sql.execute("DELETE FROM meta WHERE key = 'suspended'", [])?;
-        if resumed > 0 {
+    /// Follows orders again. Tells whether they were not followed; nothing happens otherwise.
+    pub fn resume_orders(&mut self) -> Result<bool, StoreError> {
+        let by = self.given.by.clone();
+        self.resume_orders_by(&by)
+    }
+
+    /// The same; the journal names `by`, who may have confirmed it elsewhere.
+    pub(crate) fn resume_orders_by(&mut self, by: &str) -> Result<bool, StoreError> {
+        let resumed = self.sql.execute("DELETE FROM meta WHERE key = 'suspended'", [])? > 0;
+        if resumed {
             let incarnation = self.state.incarnation;
-            self.journal(Event::OrdersResumed { incarnation })?;
+            let acts = std::mem::replace(&mut self.author()?.by, by.to_string());
+            let noted = self.journal(Event::OrdersResumed { incarnation });
+            self.author()?.by = acts;
+            noted?;
         }
-        Ok(())
+        Ok(resumed)
     }
 
     /// Marks a position of our log, at central.

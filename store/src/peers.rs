@@ -271,6 +271,9 @@ impl Tx<'_> {
         if kind == Kind::Node && self.state.origin == Origin::Central {
             crate::command::node::settle_home(self, id.into())?;
         }
+        if kind == Kind::Site {
+            crate::command::site::follow_resumed(self, id.into())?;
+        }
         Ok(admitted.ours_came_back)
     }
 

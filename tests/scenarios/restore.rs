@@ -7,6 +7,7 @@ use store::{
     command::{
         boot::{self, Answered},
         node::{self, NodeEdit},
+        site,
     },
     view::{JournalFilter, NodeFilter},
 };
@@ -147,6 +148,54 @@ fn h5_p15_a_restored_site_gets_back_what_it_had_told_and_keeps_what_it_did_since
 #[test]
 fn h5_p15_a_site_that_was_rolled_back_without_being_told_is_found_out() {
     check_site(Back::Everything, 8);
+}
+
+/// Why a replica follows no orders, if so.
+fn suspended(world: &World, origin: Origin) -> Option<String> {
+    world.store(origin).read(|view| view.suspended()).expect("the store reads")
+}
+
+#[test]
+fn p15_central_confirms_that_a_restored_site_follows_orders_and_only_in_that_life() {
+    let mut world = World::new(11);
+    let lyon = world.add_site("lyon");
+    let site = Origin::Site(lyon);
+    let resume = |world: &mut World| {
+        world.run(Origin::Central, "ann", move |tx| site::resume(tx, lyon, "looked at it"))
+    };
+    let early = resume(&mut world).unwrap_err().to_string();
+    assert!(early.starts_with("site lyon has not connected yet"), "{early}");
+    world.until("both agree", MINUTE, |world| world.in_agreement(lyon));
+    keep(&mut world, site);
+    adopt(&mut world, lyon, 1);
+    world.until("both agree", MINUTE, |world| world.in_agreement(lyon));
+
+    // Confirmed while the site is away in a life that central has not heard of: that life is not meant.
+    world.set_link(lyon, false);
+    restore(&mut world, site, Back::Database);
+    resume(&mut world).unwrap();
+    world.set_link(lyon, true);
+    world.until("both agree again", MINUTE * 3, |world| world.in_agreement(lyon));
+    assert!(suspended(&world, site).is_some());
+    let told = world.store(Origin::Central).read(|view| view.peer(site)).unwrap().life;
+    assert_eq!(told, Some(world.store(site).incarnation()), "central knows the new one now");
+
+    resume(&mut world).unwrap();
+    world.until("the site follows orders", MINUTE, |world| suspended(world, site).is_none());
+    let filter = JournalFilter { site: Some(lyon), limit: 10_000, ..JournalFilter::default() };
+    world.until("central has the entry", MINUTE, |world| {
+        let rows = world.store(Origin::Central).read(|view| view.journal(&filter)).unwrap();
+        let resumed = rows.iter().filter(|row| {
+            matches!(&row.event, Some(sync::journal::Event::OrdersResumed { incarnation })
+                if *incarnation == world.store(site).incarnation() && row.by == "ann")
+        });
+        resumed.count() == 1
+    });
+
+    // It was said of that life: the next one waits again, although the register is still there.
+    restore(&mut world, site, Back::Database);
+    world.until("both agree again", MINUTE * 3, |world| world.in_agreement(lyon));
+    assert!(suspended(&world, site).is_some());
 }
 
 fn check_central(back: Back, seed: u64) {

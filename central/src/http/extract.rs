@@ -55,6 +55,21 @@ impl<S: Sync, T: DeserializeOwned + Default> FromRequest<S> for OptionalBody<T> 
     }
 }
 
+/// A decision, with its reason if the operator gave one.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Decision {
+    #[serde(default)]
+    why: String,
+}
+
+impl Decision {
+    /// The reason, or `unsaid`.
+    pub(super) fn why(&self, unsaid: &'static str) -> &str {
+        if self.why.is_empty() { unsaid } else { &self.why }
+    }
+}
+
 async fn read(request: Request) -> Result<bytes::Bytes, Problem> {
     match Limited::new(request.into_body(), MAX_BODY).collect().await {
         Ok(body) => Ok(body.to_bytes()),

@@ -88,6 +88,7 @@ pub(crate) fn router(app: App) -> Router {
         .route("/sites/{site}", get(sites::show).patch(sites::edit))
         .route("/sites/{site}/token", post(sites::invite))
         .route("/sites/{site}/revoke", post(sites::revoke))
+        .route("/sites/{site}/resume", post(sites::resume))
         .route("/sites/{site}/nodes", get(nodes::list_of_site))
         .route("/nodes", get(nodes::list).post(nodes::create))
         .route("/nodes/{node}", get(nodes::show).patch(nodes::edit))

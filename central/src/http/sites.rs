@@ -21,7 +21,7 @@ use sync::{
 use super::{
     App,
     error::Problem,
-    extract::{self, Body, Paging, Params, Segment},
+    extract::{self, Body, Decision, OptionalBody, Paging, Params, Segment},
     page, with,
 };
 use crate::enrolment::token;
@@ -133,9 +133,26 @@ pub(super) async fn revoke(
     Ok(Json(shown))
 }
 
+pub(super) async fn resume(
+    State(app): State<App>,
+    Segment(site): Segment,
+    OptionalBody(decision): OptionalBody<Decision>,
+) -> Result<Json<Value>, Problem> {
+    let now = app.edge.now();
+    let site = app
+        .write(move |tx| {
+            let id = extract::site(&tx.view(), &site)?.id;
+            let row = command::site::resume(tx, id, decision.why("confirmed by an operator"))?;
+            object(&tx.view(), &row, now)
+        })
+        .await?;
+    Ok(Json(site))
+}
+
 /// What operators see of a site.
 fn object(view: &View<'_>, row: &SiteRow, now: Timestamp) -> Result<Value, StoreError> {
     let peer = view.peer(Origin::Site(row.id))?;
+    let suspended = peer.telemetry.as_ref().and_then(|it| it.suspended.clone());
     let telemetry = peer.telemetry.map(|it| {
         json!({
             "version": it.version,
@@ -162,6 +179,8 @@ fn object(view: &View<'_>, row: &SiteRow, now: Timestamp) -> Result<Value, Store
             "refused": peer.refused,
             "certificate": view.certificate(row.id)?,
             "revoked": view.revoked(row.id)?,
+            "suspended": suspended,
+            "incarnation": peer.life,
             "nodes": view.count_nodes(Some(row.id))?,
         }),
     ))

@@ -20,7 +20,7 @@ use sync::{id::TaskId, policy::TaskState};
 use super::{
     App,
     error::Problem,
-    extract::{self, Body, OptionalBody, Params, Segment},
+    extract::{self, Body, Decision, OptionalBody, Params, Segment},
     page, shown, with, workflows,
 };
 
@@ -46,14 +46,6 @@ pub(super) struct Wanted {
     parameters: BTreeMap<String, String>,
     #[serde(default)]
     tags: BTreeMap<String, String>,
-}
-
-/// `PUT /tasks/{id}/approve`, `…/reject` and `…/cancel`.
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Decision {
-    #[serde(default)]
-    why: String,
 }
 
 pub(super) async fn list(
@@ -155,7 +147,7 @@ async fn decide(
     let row = app
         .write(move |tx| {
             let id = find(&tx.view(), &task)?.id;
-            command(tx, id, if decision.why.is_empty() { unsaid } else { &decision.why })
+            command(tx, id, decision.why(unsaid))
         })
         .await?;
     Ok(Json(shown(&row)))

@@ -17,6 +17,7 @@ use sync::{
     blob::Digest,
     engine::Output,
     id::{MacAddr, NodeId, SiteId},
+    policy::Reason,
     quic::{
         CloseCode, Connection, Endpoint, RecvStream, SendStream,
         driver::{Dialer, Feed, Host},
@@ -26,6 +27,7 @@ use sync::{
         tls::{Protocol, SiteKey, WallClock},
     },
     time::Timestamp,
+    wire::Telemetry,
 };
 use tempfile::TempDir;
 use tokio::sync::watch;
@@ -303,6 +305,9 @@ impl Site {
                 told.send(Input::Changed { peer: *peer, end: *end });
             }
         });
+        // What its program would tell now and then; here it is told as it was at the start.
+        let suspended = store.read(|view| view.suspended()).unwrap();
+        feed.0.send(Input::Telemetry(Telemetry { suspended, ..Telemetry::default() }));
         let (connections, connection) = watch::channel(None);
         let (turned, turns) = watch::channel(0);
         let host =
@@ -833,6 +838,59 @@ async fn one_data_folder_serves_one_program() {
         &refused(Server::start(&elsewhere, Edge::with_clock(clock.wall())).await)
             .replace(&http.to_string(), "<http>"),
     );
+    central.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p15_central_sees_that_a_site_follows_no_orders_and_confirms() {
+    let (folder, clock) = (folder(), Clock::at_noon());
+    let central = Central::start(folder.path(), &clock).await;
+    central.post("/sites", json!({ "name": "lyon" })).await;
+    let machine = Machine::new(&clock);
+    let enrolled = machine.enrol(&central, &central.invite("lyon").await).await.unwrap();
+    let (status, early) = central.call("POST", "/sites/lyon/resume", None).await;
+    assert_eq!(status, 409);
+    expect!["site lyon has not connected yet, so nobody knows in which database it lives; wait for it, or run `holdfast-site resume` there"]
+        .assert_eq(early["why"].as_str().unwrap());
+    let mut site = Site::start(folder.path(), &machine, central.server.quic(), &enrolled);
+    site.until("both hold the same", async |_| central.get("/sites/lyon").await["agrees"] == true).await;
+    assert_eq!(central.get("/sites/lyon").await["suspended"], json!(null));
+    site.stop().await;
+
+    // As a restore leaves it.
+    let store = Store::open(&Opening {
+        folder: folder.path().join("site"),
+        origin: Origin::Site(enrolled.site),
+        given: Edge::with_clock(clock.wall()).given("test"),
+    });
+    let begin = |tx: &mut store::Tx<'_>| tx.begin_life(&Reason::new("the database was restored"));
+    store.unwrap().run(Edge::with_clock(clock.wall()).given("test"), begin).unwrap();
+    let mut site = Site::start(folder.path(), &machine, central.server.quic(), &enrolled);
+    site.until("central hears that it follows no orders", async |_| {
+        let shown = central.get("/sites/lyon").await;
+        shown["suspended"] == "the database was restored" && shown["agrees"] == true
+    })
+    .await;
+    let life = json!(site.store.incarnation());
+    assert_eq!(central.get("/sites/lyon").await["incarnation"], life);
+
+    let why = json!({ "why": "the machines were looked at" });
+    let (status, shown) = central.call("POST", "/sites/lyon/resume", Some(why)).await;
+    assert_eq!((status, &shown["incarnation"]), (200, &life));
+    site.until("the site follows orders", async |store| {
+        store.read(|view| view.suspended()).unwrap().is_none()
+    })
+    .await;
+    site.until("it is in the journals of both", async |_| {
+        let said = |page: Value, event: &str, field: &str| {
+            let entries = page["items"].as_array().unwrap().clone();
+            entries.iter().any(|it| it["event"] == event && it[field] == life && it["by"] == "admin")
+        };
+        said(central.get("/journal").await, "register_set", "value")
+            && said(central.get("/journal?site=lyon").await, "orders_resumed", "incarnation")
+    })
+    .await;
+    site.stop().await;
     central.server.stop().await;
 }
 

@@ -1,7 +1,7 @@
 //! What operators read: this site's replica in the shapes that central has too, and how the agent is doing.
 //!
-//! One bearer token for all of it. Nothing is written here in this version: what people decide, they
-//! decide at central.
+//! One bearer token for all of it. What people decide, they decide at central in this version; only that
+//! orders are followed again after a restore can be confirmed here.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use axum::{
     http::{HeaderMap, header},
     middleware::{self, Next},
     response::Response,
-    routing::get,
+    routing::{get, post},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -29,6 +29,9 @@ use sync::{
 
 use super::error::Problem;
 use crate::{agent::Agent, status, token::is_same_secret};
+
+/// Who the journal names for what comes in with the operators' token.
+const OPERATOR: &str = "admin";
 
 /// Items of a list unless somebody says otherwise, and at most.
 const LIMIT: (u64, u64) = (100, 1_000);
@@ -45,6 +48,7 @@ pub(super) fn routes(agent: &Arc<Agent>) -> Router<Arc<Agent>> {
         .route("/api/v1/workflows/{id}", get(workflow))
         .route("/api/v1/journal", get(journal))
         .route("/api/v1/agent/status", get(agent_status))
+        .route("/api/v1/agent/resume", post(resume))
         .route_layer(middleware::from_fn_with_state(Arc::clone(agent), only_operators))
 }
 
@@ -271,6 +275,13 @@ async fn journal(State(agent): State<Arc<Agent>>, asked: Asked<Paged>) -> Result
     let Json(mut page) = page(rows, limit, 0, |row| row.entry.to_string());
     page["total"] = Value::Null;
     Ok(Json(page))
+}
+
+/// A person confirms that orders are followed again.
+async fn resume(State(agent): State<Arc<Agent>>) -> Result<Json<Value>, Problem> {
+    let was_suspended = agent.submit(OPERATOR, |tx| tx.resume_orders()).await?;
+    agent.note_change();
+    Ok(Json(json!({ "was_suspended": was_suspended, "incarnation": agent.store.incarnation() })))
 }
 
 async fn agent_status(State(agent): State<Arc<Agent>>) -> Result<Json<status::Status>, Problem> {

@@ -19,7 +19,7 @@ use sync::{
     blob::Digest,
     document::site::UnknownMachines,
     id::{MacAddr, NodeId, Origin, SiteId, TaskId},
-    policy::{Autonomy, Wanted},
+    policy::{Autonomy, Reason, Wanted},
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -159,6 +159,12 @@ impl World {
 
     async fn operator(&self, path: &str) -> Reply {
         self.send("GET", path, &format!("Authorization: Bearer {ADMIN}\r\n"), "").await
+    }
+
+    /// What a restore leaves: another life, with this reason.
+    fn begin_life(&self, why: &'static str) {
+        let begin = move |tx: &mut store::Tx<'_>| tx.begin_life(&Reason::new(why));
+        self.agent.store.run(self.agent.edge.given("test"), begin).unwrap();
     }
 
     fn journal(&self) -> Vec<String> {
@@ -443,6 +449,39 @@ async fn what_cannot_be_understood_is_named() {
         POST /api/v1/nodes/register: 400 unknown field `colour`, expected one of `mac`, `report`, `arch`, `firmware`, `serial`, `system_uuid`, `vendor`, `model`, `hardware` at line 1 column 48
         progress: 400 `progress` needs `percent`
         large: 413 at most 1 MiB is read"#]].assert_eq(&said.join("\n"));
+}
+
+#[tokio::test]
+async fn h3_after_a_restore_orders_are_held_until_a_person_confirms() {
+    let world = World::new().await;
+    world.order();
+    world.deliver();
+    assert!(world.boot().await.contains("# workflow: "));
+    world.begin_life("the database was restored");
+    let script = world.boot().await;
+    assert!(
+        script.contains(
+            "the order is held: this site follows no orders at the moment: the database was restored"
+        ),
+        "{script}"
+    );
+    let status = world.operator("/api/v1/agent/status").await.json();
+    assert_eq!(status["suspended"], "the database was restored");
+
+    let path = "/api/v1/agent/resume";
+    assert_eq!(world.send("POST", path, "", "").await.status, 401);
+    assert_eq!(world.operator(path).await.status, 405, "to look does not confirm");
+    let bearer = format!("Authorization: Bearer {ADMIN}\r\n");
+    for was_suspended in [true, false] {
+        let reply = world.send("POST", path, &bearer, "").await;
+        assert_eq!(reply.status, 200, "{}", reply.text());
+        assert_eq!(reply.json()["was_suspended"], was_suspended);
+        assert_eq!(reply.json()["incarnation"], json!(world.agent.store.incarnation()));
+    }
+    assert!(world.boot().await.contains("# workflow: "));
+    assert_eq!(world.operator("/api/v1/agent/status").await.json()["suspended"], json!(null));
+    let resumed = world.journal().into_iter().filter(|event| event == "orders_resumed").count();
+    assert_eq!(resumed, 1, "a fact, once");
 }
 
 #[tokio::test]

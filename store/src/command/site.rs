@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 
 use sync::{
-    document::site::{self, Effective, Identity, Setting, UnknownMachines},
+    document::{
+        contested,
+        site::{self, Effective, Identity, Resumed, Setting, UnknownMachines},
+    },
     id::{Origin, SiteId},
     journal::Event,
     policy::Autonomy,
@@ -108,6 +111,48 @@ pub fn set(tx: &mut Tx<'_>, id: SiteId, edit: &SettingsEdit, why: &str) -> Resul
         tx.journal_for(id, register_set(site::KIND, id, &format!("settings/{key}"), value))?;
     }
     tx.view().site(id)?.ok_or_else(|| unknown("site", id))
+}
+
+/// At central: confirms that the site may follow its orders again, in the life of its database that central
+/// knows. The site does so when it hears of it; a later life is not meant.
+///
+/// # Errors
+/// `Unknown` site; `Refused` when it has not connected since its database, or central's, began its life.
+pub fn resume(tx: &mut Tx<'_>, id: SiteId, why: &str) -> Result<SiteRow, StoreError> {
+    let row = tx.view().site(id)?.ok_or_else(|| unknown("site", id))?;
+    check_text("why", why)?;
+    let Some(incarnation) = tx.view().peer(Origin::Site(id))?.life else {
+        return refused(format!(
+            "site {} has not connected yet, so nobody knows in which database it lives; wait for it, or run \
+             `holdfast-site resume` there",
+            row.name
+        ));
+    };
+    tx.write(site::KIND, id.into(), |edit| {
+        edit.set(&site::resumed(), &Resumed { incarnation }, why);
+    })?;
+    tx.journal_for(id, register_set(site::KIND, id, "resumed", incarnation))?;
+    Ok(row)
+}
+
+/// At a site: follows orders again if central says so of its present life, in the site's document `heard`.
+pub(crate) fn follow_resumed(tx: &mut Tx<'_>, heard: SiteId) -> Result<(), StoreError> {
+    if tx.origin() != Origin::Site(heard) || tx.view().suspended()?.is_none() {
+        return Ok(());
+    }
+    let life = tx.state.incarnation;
+    let by = tx.with_document(site::KIND, heard.into(), |document| {
+        let resumed = contested::read(document, &site::resumed());
+        let meant = resumed
+            .sides()
+            .iter()
+            .find(|side| side.value.incarnation == life && side.written.site == Origin::Central);
+        meant.map(|side| side.written.by.clone())
+    })?;
+    match by.flatten() {
+        Some(by) => tx.resume_orders_by(&by).map(drop),
+        None => Ok(()),
+    }
 }
 
 /// At a site: notes in the journal that another epoch is followed from here on, once.

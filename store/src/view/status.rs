@@ -4,7 +4,7 @@ use rusqlite::{OptionalExtension, params};
 use serde::Serialize;
 use sync::{
     document::Kind,
-    id::{DocumentId, MacAddr, Origin, TaskId},
+    id::{DocumentId, Incarnation, MacAddr, Origin, TaskId},
     time::Timestamp,
     wire::Telemetry,
 };
@@ -34,6 +34,8 @@ pub struct PeerRow {
     pub compared_at: Option<Timestamp>,
     /// Why a session was refused, if the last one was.
     pub refused: Option<String>,
+    /// Life of its database, if it has connected since ours began.
+    pub life: Option<Incarnation>,
 }
 
 /// The newest boot answer to a machine.
@@ -94,7 +96,8 @@ impl View<'_> {
         let found = self
             .sql
             .prepare_cached(
-                "SELECT pulled, acknowledged, heard_at, clock, telemetry, agrees, compared_at, refused
+                "SELECT pulled, acknowledged, heard_at, clock, telemetry, agrees, compared_at, refused,
+                     life
                  FROM peers WHERE peer = ?1",
             )?
             .query_row([peer.to_string()], |row| {
@@ -109,6 +112,7 @@ impl View<'_> {
                     agrees: row.get(5)?,
                     compared_at: number(row.get(6)?),
                     refused: row.get(7)?,
+                    life: row.get::<_, Option<[u8; 16]>>(8)?.map(Incarnation),
                 })
             })
             .optional()?

@@ -349,7 +349,7 @@ macro_rules! id_field {
 id_field! {
     NodeId => "a node id", SiteId => "a site id", TaskId => "a task id", WorkflowId => "a workflow id",
     GroupId => "a group id", Nonce => "a nonce", ReportId => "a report id", Digest => "a digest",
-    MacAddr => "a MAC address",
+    MacAddr => "a MAC address", Incarnation => "an incarnation",
 }
 
 impl FieldType for Timestamp {

@@ -132,6 +132,7 @@ static SITE: KindSchema = KindSchema {
         register::<site::Identity>("identity", Class::Decision, Writers::Central),
         register::<site::Membership>("group", Class::Placement, Writers::Central),
         register::<site::Effective>("effective", Class::Decision, Writers::Central),
+        register::<site::Resumed>("resumed", Class::Decision, Writers::Central),
     ],
     containers: &[register::<site::Setting>("settings", Class::Decision, Writers::Central)],
 };

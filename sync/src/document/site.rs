@@ -6,7 +6,7 @@
 use super::register::value;
 use super::{Kind, Register};
 use crate::{
-    id::{DocumentId, GroupId, SiteId},
+    id::{DocumentId, GroupId, Incarnation, SiteId},
     policy::{Autonomy, words},
 };
 
@@ -72,6 +72,14 @@ value! {
     }
 }
 
+value! {
+    /// That the site may follow its orders again.
+    pub struct Resumed {
+        /// The life of the site's database that this is said of; another one follows no order by it.
+        pub incarnation: Incarnation,
+    }
+}
+
 impl Default for Effective {
     /// What holds before central has spoken: epoch 0, `limited`, `hold`, answers on, 30 s, 72 h.
     fn default() -> Self {
@@ -107,6 +115,11 @@ pub fn membership() -> Register<Membership> {
 /// Register of the effective settings.
 pub fn effective() -> Register<Effective> {
     Register::at_root("effective")
+}
+
+/// Register of what central confirmed after the site's database began another life.
+pub fn resumed() -> Register<Resumed> {
+    Register::at_root("resumed")
 }
 
 /// Register of one own setting.

@@ -313,6 +313,9 @@ pub struct Telemetry {
     /// Bytes of content on disk.
     #[n(5)]
     pub blob_bytes: u64,
+    /// Why it follows no orders, if so.
+    #[n(6)]
+    pub suspended: Option<String>,
 }
 
 /// One message.
