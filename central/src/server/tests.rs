@@ -501,7 +501,8 @@ async fn p3_a_machine_becomes_a_site_and_hears_what_central_decides() {
         (&json!("online"), &json!(false), &json!(1))
     );
     let mine = central.get("/journal?site=lyon").await;
-    assert_eq!(mine["items"][0]["event"], "task_transitioned");
+    let events: Vec<&Value> = mine["items"].as_array().unwrap().iter().map(|row| &row["event"]).collect();
+    assert_eq!(events, ["epoch_adopted", "task_transitioned"]);
     assert_eq!(central.get("/tasks?site=lyon&state=ready").await["total"], 1);
     assert_eq!(central.get("/tasks?site=lyon&state=pending").await["total"], 0);
     assert_eq!(central.get("/sites/lyon/nodes").await["items"][0]["phase"], "pending");
@@ -621,9 +622,11 @@ async fn p15_a_revoked_site_is_cut_off_at_once_and_only_a_new_token_brings_it_ba
         shown["revoked"],
         json!({ "at": clock.now(), "by": "admin", "reason": "the machine was stolen" })
     );
-    let closed = tokio::time::timeout(LONG, session.closed()).await.unwrap();
-    let words = expect!["None"];
-    words.assert_eq(&format!("{:?}", CloseCode::of(&closed)));
+    // Whether the site closes its own end first is chance; how central ends it is asked below.
+    tokio::time::timeout(LONG, session.closed()).await.unwrap();
+    let words = expect![[
+        r#"Some((Revoked, "central revoked this site at 2026-11-20T12:02:00.000Z: the machine was stolen"))"#
+    ]];
     assert!(request_blob(&session, &ask, "central").await.is_err(), "no content either");
     site.stop().await;
     for certificate in [&first, &enrolled] {

@@ -534,6 +534,10 @@ mod tests {
                 let free = site::Effective { autonomy: Autonomy::Full, ..site::Effective::default() };
                 edit.set(&site::effective(), &free, "")
             }
+            "site resumed" => {
+                let here = site::Resumed { incarnation: crate::id::Incarnation([2; 16]) };
+                edit.set(&site::resumed(), &here, "")
+            }
             "site settings" => {
                 edit.set(&site::setting("autonomy"), &site::Setting { value: "full".into() }, "")
             }
@@ -681,7 +685,7 @@ mod tests {
                 assert!(named.contains(&format!("{kind} {}", register.key)), "{kind} {}", register.key);
             }
         }
-        assert_eq!(cells, 41 * 4 * 3);
+        assert_eq!(cells, 42 * 4 * 3);
     }
 
     #[test]
