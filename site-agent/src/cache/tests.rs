@@ -251,7 +251,7 @@ impl Host for CentralHost {
             if let Trick::BreakAfter(count) = trick {
                 writer.write(bytes[..count].to_vec().into()).await.unwrap();
                 central.cut.notified().await;
-                connection.expect("a session").close(0_u32.into(), b"the line is cut");
+                connection.expect("a session").close(0, "the line is cut");
                 return;
             }
             writer.write(bytes.into()).await.unwrap();
@@ -332,7 +332,7 @@ async fn p5_the_link_comes_back_by_itself_and_another_heartbeat_is_followed() {
     // While the old connection is held, no new one has its id.
     let first = world.agent.link.borrow().source().unwrap();
     assert_eq!(world.agent.link.borrow().state, LinkState::Connected);
-    world.central.connection.lock().unwrap().clone().unwrap().close(0_u32.into(), b"the line is cut");
+    world.central.connection.lock().unwrap().clone().unwrap().close(0, "the line is cut");
     let other = |not: usize| {
         move |world: &World| world.agent.link.borrow().source().is_some_and(|it| it.stable_id() != not)
     };

@@ -1,4 +1,4 @@
-//! Runs the replication engine over QUIC: the loop that the simulator runs over a wire in memory.
+//! Runs the replication engine over connections: the loop that the simulator runs over a wire in memory.
 //!
 //! The driver owns connections and the clock, the [`Host`] owns the replica. Outputs for the transport are
 //! done here; everything else is handed to the host, which must not block and answers through a [`Feed`].
@@ -10,9 +10,9 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use quinn::{RecvStream, SendStream, VarInt};
 use tokio::sync::{mpsc, watch};
 
+use super::connection::{Connection as Link, RecvStream, SendStream};
 use super::endpoint;
 use super::stream::{FrameReader, FrameWriter};
 use super::tls;
@@ -33,7 +33,7 @@ pub trait Host: Send + 'static {
     fn perform(&mut self, output: Output, feed: &Feed);
 
     /// A session's connection is there, or gone. Content is fetched over it.
-    fn connection(&mut self, peer: Origin, connection: Option<&quinn::Connection>);
+    fn connection(&mut self, peer: Origin, connection: Option<&Link>);
 
     /// A site opened another stream of its session: it asks for content. Only at central.
     fn stream(&mut self, site: SiteId, send: SendStream, receive: RecvStream);
@@ -106,7 +106,7 @@ pub async fn run_site(
 /// Runs central's engine over the sessions that arrive, until the feed or the sessions end.
 pub async fn run_central(
     engine: Engine,
-    sessions: mpsc::Receiver<(SiteId, quinn::Connection)>,
+    sessions: mpsc::Receiver<(SiteId, Link)>,
     feed: (Feed, mpsc::UnboundedReceiver<Input>),
     host: impl Host,
 ) {
@@ -115,8 +115,8 @@ pub async fn run_central(
 
 /// What the tasks of the driver tell it.
 enum Event {
-    Dialed(io::Result<(quinn::Connection, SendStream, RecvStream)>),
-    Accepted { site: SiteId, quic: quinn::Connection, send: SendStream, receive: RecvStream },
+    Dialed(io::Result<(Link, SendStream, RecvStream)>),
+    Accepted { site: SiteId, link: Link, send: SendStream, receive: RecvStream },
     Frame { connection: Connection, bytes: Vec<u8> },
     Ended { connection: Connection, reason: String, code: Option<(super::CloseCode, String)> },
     Stream { site: SiteId, send: SendStream, receive: RecvStream },
@@ -148,7 +148,7 @@ impl<H: Host> Driver<H> {
     async fn run(
         mut self,
         mut inputs: mpsc::UnboundedReceiver<Input>,
-        mut sessions: Option<mpsc::Receiver<(SiteId, quinn::Connection)>>,
+        mut sessions: Option<mpsc::Receiver<(SiteId, Link)>>,
     ) {
         loop {
             while let Some(output) = self.engine.poll() {
@@ -180,7 +180,7 @@ impl<H: Host> Driver<H> {
                     self.handle_event(event);
                 },
                 session = arrival => match session {
-                    Some((site, quic)) => self.await_control(site, quic),
+                    Some((site, link)) => self.await_control(site, link),
                     None => return,
                 },
                 () = sleep => self.handle(Input::Timeout),
@@ -229,22 +229,22 @@ impl<H: Host> Driver<H> {
     }
 
     /// The first stream that a site opens carries the session.
-    fn await_control(&self, site: SiteId, quic: quinn::Connection) {
+    fn await_control(&self, site: SiteId, link: Link) {
         let events = self.events.0.clone();
         tokio::spawn(async move {
-            if let Ok(Ok((send, receive))) = tokio::time::timeout(PATIENCE, quic.accept_bi()).await {
-                drop(events.send(Event::Accepted { site, quic, send, receive }).await);
+            if let Ok(Ok((send, receive))) = tokio::time::timeout(PATIENCE, link.accept_bi()).await {
+                drop(events.send(Event::Accepted { site, link, send, receive }).await);
             } else {
-                quic.close(VarInt::from_u32(CloseCode::Silent.number()), b"no stream was opened");
+                link.close(CloseCode::Silent.number(), "no stream was opened");
             }
         });
     }
 
     fn handle_event(&mut self, event: Event) {
         match event {
-            Event::Dialed(Ok((quic, send, receive))) => {
-                tracing::info!(central = %quic.remote_address(), "connected");
-                let connection = self.open(Origin::Central, quic, send, receive);
+            Event::Dialed(Ok((link, send, receive))) => {
+                tracing::info!(central = %link.remote_address(), "connected");
+                let connection = self.open(Origin::Central, link, send, receive);
                 self.handle(Input::Dialed { connection });
             }
             Event::Dialed(Err(error)) => {
@@ -252,10 +252,10 @@ impl<H: Host> Driver<H> {
                 let jitter = self.jitter();
                 self.handle(Input::DialFailed { jitter });
             }
-            Event::Accepted { site, quic, send, receive } => {
-                tracing::info!(%site, address = %quic.remote_address(), "site connected");
-                self.spawn_streams(site, quic.clone());
-                let connection = self.open(Origin::Site(site), quic, send, receive);
+            Event::Accepted { site, link, send, receive } => {
+                tracing::info!(%site, address = %link.remote_address(), "site connected");
+                self.spawn_streams(site, link.clone());
+                let connection = self.open(Origin::Site(site), link, send, receive);
                 self.handle(Input::Accepted { connection, site });
             }
             Event::Frame { connection, bytes } => self.handle(Input::Frame { connection, bytes }),
@@ -276,40 +276,34 @@ impl<H: Host> Driver<H> {
         }
     }
 
-    fn open(
-        &mut self,
-        peer: Origin,
-        quic: quinn::Connection,
-        send: SendStream,
-        receive: RecvStream,
-    ) -> Connection {
+    fn open(&mut self, peer: Origin, link: Link, send: SendStream, receive: RecvStream) -> Connection {
         self.next += 1;
         let connection = Connection(self.next);
-        self.host.connection(peer, Some(&quic));
-        let name = quic.remote_address().to_string();
+        self.host.connection(peer, Some(&link));
+        let name = link.remote_address().to_string();
         let (orders, waiting) = mpsc::unbounded_channel();
         self.lines.insert(connection, (peer, orders));
-        tokio::spawn(write(quic.clone(), FrameWriter::new(send, name.clone()), waiting));
+        tokio::spawn(write(link.clone(), FrameWriter::new(send, name.clone()), waiting));
         let events = self.events.0.clone();
         tokio::spawn(async move {
             let reason = read(connection, FrameReader::new(receive, name), &events).await;
-            let closed = quic.close_reason();
+            let closed = link.close_reason();
             let code = closed.as_ref().and_then(super::CloseCode::of);
             let reason = match closed {
                 Some(closed) => format!("{reason} ({closed})"),
                 None => reason,
             };
-            quic.close(VarInt::from_u32(CloseCode::Done.number()), b"the session has ended");
+            link.close(CloseCode::Done.number(), "the session has ended");
             drop(events.send(Event::Ended { connection, reason, code }).await);
         });
         connection
     }
 
     /// Central takes every further stream of the site as a request for content.
-    fn spawn_streams(&self, site: SiteId, quic: quinn::Connection) {
+    fn spawn_streams(&self, site: SiteId, link: Link) {
         let events = self.events.0.clone();
         tokio::spawn(async move {
-            while let Ok((send, receive)) = quic.accept_bi().await {
+            while let Ok((send, receive)) = link.accept_bi().await {
                 if events.send(Event::Stream { site, send, receive }).await.is_err() {
                     return;
                 }
@@ -321,16 +315,16 @@ impl<H: Host> Driver<H> {
 /// Sleeping longer than this is the same as for ever.
 const FAR: Duration = Duration::from_secs(365 * 86_400);
 
-async fn dial(dialer: &Dialer) -> io::Result<(quinn::Connection, SendStream, RecvStream)> {
+async fn dial(dialer: &Dialer) -> io::Result<(Link, SendStream, RecvStream)> {
     let address = resolve(&dialer.central).await?;
     let tls = dialer.tls.borrow().clone();
     let connect = endpoint::dial(&dialer.endpoint, address, tls);
-    let quic = tokio::time::timeout(2 * PATIENCE, connect)
+    let link = tokio::time::timeout(2 * PATIENCE, connect)
         .await
         .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "central did not answer"))?
         .map_err(io::Error::other)?;
-    let (send, receive) = quic.open_bi().await.map_err(io::Error::from)?;
-    Ok((quic, send, receive))
+    let (send, receive) = link.open_bi().await.map_err(io::Error::from)?;
+    Ok((link, send, receive))
 }
 
 /// Looks `host:port` up.
@@ -344,11 +338,7 @@ pub async fn resolve(central: &str) -> io::Result<SocketAddr> {
         .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("{central} has no address")))
 }
 
-async fn write(
-    quic: quinn::Connection,
-    mut writer: FrameWriter<SendStream>,
-    mut orders: mpsc::UnboundedReceiver<Order>,
-) {
+async fn write(link: Link, mut writer: FrameWriter<SendStream>, mut orders: mpsc::UnboundedReceiver<Order>) {
     while let Some(order) = orders.recv().await {
         match order {
             Order::Frame(bytes) => {
@@ -359,9 +349,9 @@ async fn write(
             Order::Close(code, reason) => {
                 // What was said before the close should still arrive, a refusal above all.
                 let mut stream = writer.into_inner();
-                drop(stream.finish());
+                stream.finish();
                 drop(tokio::time::timeout(PATIENCE, stream.stopped()).await);
-                quic.close(VarInt::from_u32(code.number()), reason.as_bytes());
+                link.close(code.number(), &reason);
                 return;
             }
         }

@@ -21,7 +21,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::{debug, warn};
 
 use super::{
-    CENTRAL_NAME, CloseCode, ENROLMENT, SESSION,
+    CENTRAL_NAME, CloseCode, Connection, ENROLMENT, SESSION,
     tls::{self, PeerError, SiteCertificate},
 };
 use crate::time::Timestamp;
@@ -205,7 +205,7 @@ pub enum Guest {
     /// An enrolled site that speaks [`SESSION`].
     Session {
         /// Its connection.
-        connection: quinn::Connection,
+        connection: Connection,
         /// Its certificate: verified, valid now. Whether it was revoked, the caller knows.
         peer: SiteCertificate,
     },
@@ -216,7 +216,7 @@ pub enum Guest {
 /// Somebody who asks for a certificate, with a place among [`Limits::enrolments`].
 #[derive(Debug)]
 pub struct Applicant {
-    pub(super) connection: quinn::Connection,
+    pub(super) connection: Connection,
     /// The certificate shown, which may have expired, for renewal.
     pub(super) peer: Option<SiteCertificate>,
     _permit: OwnedSemaphorePermit,
@@ -296,7 +296,9 @@ impl Knock {
             .await
             .map_err(|_| AdmitError::TooSlow { peer })?
             .map_err(failed)?;
-        match alpn(&connection).as_slice() {
+        let protocol = alpn(&connection);
+        let connection = Connection::over_quic(connection);
+        match protocol.as_slice() {
             SESSION => admit_session(connection, peer, now()),
             ENROLMENT => admit_applicant(connection, peer, &self.enrolments),
             other => unreachable!("TLS agreed on {other:?}, which is not among our protocols"),
@@ -322,10 +324,10 @@ pub async fn dial(
     endpoint: &quinn::Endpoint,
     address: SocketAddr,
     tls: tls::Client,
-) -> Result<quinn::Connection, DialError> {
+) -> Result<Connection, DialError> {
     let mut config = quinn::ClientConfig::new(tls.quic);
     config.transport_config(transport(KEEP_ALIVE, IDLE));
-    Ok(endpoint.connect_with(config, address, CENTRAL_NAME)?.await?)
+    Ok(Connection::over_quic(endpoint.connect_with(config, address, CENTRAL_NAME)?.await?))
 }
 
 /// Why a connection to central did not come about.
@@ -339,11 +341,7 @@ pub enum DialError {
     Handshake(#[from] ConnectionError),
 }
 
-fn admit_session(
-    connection: quinn::Connection,
-    peer: SocketAddr,
-    now: Timestamp,
-) -> Result<Guest, AdmitError> {
+fn admit_session(connection: Connection, peer: SocketAddr, now: Timestamp) -> Result<Guest, AdmitError> {
     match tls::peer_certificate(&connection) {
         Ok(certificate) if certificate.is_expired(now) => {
             let reason = format!("the site certificate expired at {}; renew it", certificate.not_after);
@@ -363,7 +361,7 @@ fn admit_session(
 }
 
 fn admit_applicant(
-    connection: quinn::Connection,
+    connection: Connection,
     peer: SocketAddr,
     enrolments: &Arc<Semaphore>,
 ) -> Result<Guest, AdmitError> {
@@ -528,6 +526,7 @@ mod tests {
     use std::{net::UdpSocket, sync::mpsc, thread, time::Instant};
 
     use expect_test::expect;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
     use crate::quic::{
@@ -836,11 +835,13 @@ mod tests {
             let Guest::Session { connection, .. } = central.next_guest().await else {
                 panic!("only the site has a certificate");
             };
-            let (stream, greeting) = (connection.open_uni(), site.accept_uni());
-            let mut stream = stream.await.unwrap();
+            let (mut stream, _none) = connection.open_bi().await.unwrap();
             stream.write_all(b"welcome").await.unwrap();
-            stream.finish().unwrap();
-            assert_eq!(greeting.await.unwrap().read_to_end(10).await.unwrap(), b"welcome");
+            stream.finish();
+            let (_none, mut greeting) = site.accept_bi().await.unwrap();
+            let mut words = Vec::new();
+            greeting.read_to_end(&mut words).await.unwrap();
+            assert_eq!(words, b"welcome");
         }
         central.refused
     }

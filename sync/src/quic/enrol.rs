@@ -297,9 +297,9 @@ pub async fn serve(applicant: Applicant, desk: &impl Desk) -> Result<Served, Fra
         let mut writer = FrameWriter::new(send, &*peer);
         writer.write_frame(&encode(&Response::from(&decision))).await?;
         let mut send = writer.into_inner();
-        let _ = send.finish();
+        send.finish();
         // Ends when everything was acknowledged, or the peer has read enough, or is gone.
-        let _ = send.stopped().await;
+        send.stopped().await;
         Ok(decision)
     };
     let outcome = match tokio::time::timeout(PATIENCE, exchange).await {
@@ -596,7 +596,7 @@ async fn ask(
         let (send, receive) = connection.open_bi().await.map_err(|error| lost(error.into()))?;
         let mut writer = FrameWriter::new(send, "central");
         writer.write_frame(&encode(request)).await.map_err(broken)?;
-        let _ = writer.into_inner().finish();
+        writer.into_inner().finish();
         let mut reader = FrameReader::new(receive, "central").with_max(MAX_MESSAGE);
         reader.read_frame().await.map_err(broken)
     };
@@ -737,6 +737,7 @@ mod tests {
     use std::sync::{Arc, Mutex};
 
     use expect_test::{Expect, expect};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
     use crate::quic::{
@@ -1072,9 +1073,9 @@ mod tests {
         let connection = dial(&site(), central.address, config).await.unwrap();
         let (mut send, mut receive) = connection.open_bi().await.unwrap();
         send.write_all(frame).await.unwrap();
-        let _ = send.finish();
-        let _ = receive.read_to_end(MAX_MESSAGE).await;
-        connection.close(CloseCode::Done.code(), b"");
+        send.finish();
+        let _ = receive.read_to_end(&mut Vec::new()).await;
+        CloseCode::Done.close(&connection, "");
         let served = central.served.recv().await.unwrap();
         let peer = served.find("127.0.0.1:").map(|at| served[at..].split(' ').next().unwrap().to_owned());
         peer.map_or(served.clone(), |peer| served.replace(&peer, "<machine>"))

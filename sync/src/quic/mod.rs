@@ -1,7 +1,7 @@
 //! The one part of this crate that touches a socket: QUIC with mutual TLS.
 //!
 //! From the ground up: [`tls`] says who may speak to whom, [`endpoint`] owns the UDP socket and lets peers
-//! in, [`stream`] cuts streams into frames and carries blobs, [`enrol`] is how a site gets its certificate.
+//! in, [`connection`] is what a session runs over, [`stream`] cuts streams into frames and carries blobs, [`enrol`] is how a site gets its certificate.
 //! Two protocols share the port, told apart by ALPN: [`SESSION`] between an enrolled site and central, and
 //! [`ENROLMENT`] for a machine that has no valid certificate yet.
 //!
@@ -10,6 +10,8 @@
 //! private keys, handshake secrets, and connection ids.
 
 pub mod tls;
+
+pub mod connection;
 
 pub mod endpoint;
 
@@ -23,7 +25,8 @@ use std::io;
 
 use quinn::{ConnectionError, VarInt};
 
-pub use quinn::{Connection, Endpoint, RecvStream, SendStream};
+pub use connection::{Connection, RecvStream, SendStream, Transport};
+pub use quinn::Endpoint;
 
 /// ALPN of a session between a site and central (RFC 7301).
 pub const SESSION: &[u8] = b"holdfast/1";
@@ -73,7 +76,12 @@ impl CloseCode {
 
     /// The number on the wire.
     pub fn code(self) -> VarInt {
-        VarInt::from_u32(match self {
+        VarInt::from_u32(self.number())
+    }
+
+    /// The number as an integer.
+    pub fn number(self) -> u32 {
+        match self {
             Self::Done => 0,
             Self::NoCertificate => 257,
             Self::NotASite => 258,
@@ -82,12 +90,12 @@ impl CloseCode {
             Self::Protocol => 261,
             Self::Stopping => 262,
             Self::Busy => 263,
-        })
+        }
     }
 
     /// Closes `connection` at once with this code; `reason` is for the log of the other side.
     pub fn close(self, connection: &Connection, reason: &str) {
-        connection.close(self.code(), reason.as_bytes());
+        connection.close(self.number(), reason);
     }
 
     /// Returns the code and reason with which the peer closed; nothing when the connection ended any other

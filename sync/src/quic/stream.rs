@@ -12,14 +12,10 @@ use std::io;
 
 use bytes::{Buf, Bytes, BytesMut};
 use minicbor::{Decode, Encode};
-use quinn::{RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use super::{CloseCode, connection_error};
+use super::{CloseCode, Connection, RecvStream, SendStream, connection_error};
 use crate::wire::MAX_FRAME;
-
-/// Priority of blob streams; others have 0, and higher goes first.
-pub const BLOB_PRIORITY: i32 = -10;
 
 /// Largest chunk that [`BlobReader::next`] returns, in bytes.
 pub const MAX_CHUNK: usize = 64 << 10;
@@ -228,17 +224,16 @@ struct BlobHeader {
 /// # Errors
 /// When the stream breaks or the answer is malformed.
 pub async fn request_blob(
-    connection: &quinn::Connection,
+    connection: &Connection,
     request: &[u8],
     peer: &str,
 ) -> Result<Option<BlobReader>, FrameError> {
     let broken = |source| FrameError::Broken { peer: peer.to_owned(), source };
     let (send, receive) = connection.open_bi().await.map_err(|error| broken(error.into()))?;
-    lower_priority(&send);
+    send.yield_to_others();
     let mut writer = FrameWriter::new(send, peer);
     writer.write_frame(request).await?;
-    // Fails only for a stream that is finished already.
-    let _ = writer.into_inner().finish();
+    writer.into_inner().finish();
 
     let mut reader = FrameReader::new(receive, peer);
     let Some(frame) = reader.read_frame().await? else {
@@ -285,11 +280,8 @@ impl BlobReader {
     /// When the stream breaks, or carries fewer or more bytes than announced.
     pub async fn next(&mut self) -> Result<Option<Bytes>, FrameError> {
         let chunk = if self.early.is_empty() {
-            let broken = |source: quinn::ReadError| FrameError::Broken {
-                peer: self.peer.clone(),
-                source: source.into(),
-            };
-            self.stream.read_chunk(MAX_CHUNK, true).await.map_err(broken)?.map(|chunk| chunk.bytes)
+            let broken = |source| FrameError::Broken { peer: self.peer.clone(), source };
+            self.stream.read_chunk(MAX_CHUNK).await.map_err(broken)?
         } else {
             Some(self.early.split_to(self.early.len().min(MAX_CHUNK)))
         };
@@ -333,7 +325,7 @@ impl BlobWriter {
     /// When the stream breaks.
     pub async fn refuse(stream: SendStream, peer: &str) -> Result<(), FrameError> {
         let mut stream = answer(stream, None, peer).await?;
-        let _ = stream.finish();
+        stream.finish();
         Ok(())
     }
 
@@ -345,34 +337,27 @@ impl BlobWriter {
         self.sent += chunk.len() as u64;
         if self.sent > self.size {
             // The peer must not take a blob with other bytes in it for complete.
-            let _ = self.stream.reset(CloseCode::Protocol.code());
+            self.stream.reset(CloseCode::Protocol);
             let size = usize::try_from(self.sent).unwrap_or(usize::MAX);
             let max = usize::try_from(self.size).unwrap_or(usize::MAX);
             return Err(FrameError::OwnTooLarge { peer: self.peer.clone(), size, max });
         }
-        let broken =
-            |source: quinn::WriteError| FrameError::Broken { peer: self.peer.clone(), source: source.into() };
+        let broken = |source| FrameError::Broken { peer: self.peer.clone(), source };
         self.stream.write_chunk(chunk).await.map_err(broken)
     }
 
     /// Ends the blob. Without it, or with bytes missing, the peer sees [`FrameError::Truncated`].
     pub fn finish(mut self) {
-        // Fails only when the peer already said that it wants no more.
-        let _ = self.stream.finish();
+        self.stream.finish();
     }
 }
 
 async fn answer(stream: SendStream, size: Option<u64>, peer: &str) -> Result<SendStream, FrameError> {
-    lower_priority(&stream);
+    stream.yield_to_others();
     let header = minicbor::to_vec(BlobHeader { size }).expect("a vector takes all bytes");
     let mut writer = FrameWriter::new(stream, peer);
     writer.write_frame(&header).await?;
     Ok(writer.into_inner())
-}
-
-fn lower_priority(stream: &SendStream) {
-    // Fails only for a stream that is finished already, whose priority matters to nobody.
-    let _ = stream.set_priority(BLOB_PRIORITY);
 }
 
 #[cfg(test)]
@@ -384,6 +369,7 @@ mod tests {
 
     use super::*;
     use crate::quic::{
+        connection::BLOB_PRIORITY,
         endpoint::Guest,
         testing::{Authority, SITE, connect, serve},
     };
@@ -464,7 +450,7 @@ mod tests {
     }
 
     /// A session between a site and central, both ends.
-    async fn session() -> (quinn::Connection, quinn::Connection) {
+    async fn session() -> (Connection, Connection) {
         let authority = Authority::new("fleet");
         let mut central = serve(&authority);
         let site = connect(&central, authority.site(SITE), &authority).await.unwrap();
@@ -475,7 +461,7 @@ mod tests {
     }
 
     /// Answers one blob request at `connection` and returns what was asked.
-    async fn answer_one(connection: quinn::Connection, announced: Option<u64>, chunks: Vec<Bytes>) -> Bytes {
+    async fn answer_one(connection: Connection, announced: Option<u64>, chunks: Vec<Bytes>) -> Bytes {
         let (send, receive) = connection.accept_bi().await.unwrap();
         let asked = FrameReader::new(receive, "lyon").read_frame().await.unwrap().unwrap();
         let Some(size) = announced else {
@@ -483,7 +469,7 @@ mod tests {
             return asked;
         };
         let mut writer = BlobWriter::open(send, size, "lyon").await.unwrap();
-        assert_eq!(writer.stream.priority().unwrap(), BLOB_PRIORITY);
+        assert_eq!(writer.stream.priority(), Some(BLOB_PRIORITY));
         for chunk in chunks {
             if writer.write(chunk).await.is_err() {
                 return asked;
@@ -529,7 +515,7 @@ mod tests {
             let (send, _receive) = central.accept_bi().await.unwrap();
             let mut stream = answer(send, Some(3), "lyon").await.unwrap();
             stream.write_all(b"four").await.unwrap();
-            stream.finish().unwrap();
+            stream.finish();
             stream.stopped().await
         });
         let mut blob = request_blob(&site, b"x", "central").await.unwrap().unwrap();
@@ -540,7 +526,7 @@ mod tests {
             }
         };
         expect!["central sent more than the 3 bytes it announced"].assert_eq(&error.to_string());
-        answering.await.unwrap().unwrap();
+        answering.await.unwrap();
     }
 
     #[tokio::test]
@@ -555,10 +541,10 @@ mod tests {
             }
         });
         let blob = request_blob(&site, b"big", "central").await.unwrap().unwrap();
-        let changes = central.open_uni().await.unwrap();
+        let (changes, _none) = central.open_bi().await.unwrap();
         FrameWriter::new(changes, "lyon").write_frame(b"change").await.unwrap();
-        let receive =
-            tokio::time::timeout(Duration::from_secs(10), site.accept_uni()).await.unwrap().unwrap();
+        let (_none, receive) =
+            tokio::time::timeout(Duration::from_secs(10), site.accept_bi()).await.unwrap().unwrap();
         let frame = FrameReader::new(receive, "central").read_frame().await.unwrap();
         assert_eq!(frame.unwrap(), "change");
         drop(blob);

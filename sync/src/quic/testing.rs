@@ -15,7 +15,7 @@ use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use tokio::sync::mpsc;
 
 use super::{
-    CENTRAL_NAME,
+    CENTRAL_NAME, Connection,
     endpoint::{self, AdmitError, DialError, Guest, Keys, Limits, Listener},
     tls::{self, Identity, Protocol, WallClock, site_uri},
 };
@@ -179,7 +179,7 @@ impl Central {
         text.replace(&error.peer().to_string(), "<peer>")
     }
 
-    pub(super) async fn dial(&self, tls: tls::Client) -> Result<quinn::Connection, DialError> {
+    pub(super) async fn dial(&self, tls: tls::Client) -> Result<Connection, DialError> {
         endpoint::dial(&endpoint::client(loopback(), &keys(2)).unwrap(), self.address, tls).await
     }
 }
@@ -192,7 +192,7 @@ pub(super) async fn connect(
     central: &Central,
     identity: Identity,
     pinned: &Authority,
-) -> Result<quinn::Connection, DialError> {
+) -> Result<Connection, DialError> {
     connect_at(central, identity, pinned, NOW).await
 }
 
@@ -201,7 +201,7 @@ pub(super) async fn connect_at(
     identity: Identity,
     pinned: &Authority,
     now: Timestamp,
-) -> Result<quinn::Connection, DialError> {
+) -> Result<Connection, DialError> {
     let tls =
         tls::client_config(identity, &[pinned.certificate()], Protocol::Session, clock_at(now)).unwrap();
     central.dial(tls).await

@@ -38,7 +38,7 @@ use rustls::{
 };
 use x509_parser::prelude::{ASN1Time, FromDer, GeneralName, X509Certificate};
 
-use super::{ENROLMENT, SESSION};
+use super::{Connection, ENROLMENT, SESSION};
 use crate::{
     blob::Digest,
     id::{SiteId, hex},
@@ -174,11 +174,8 @@ impl SiteCertificate {
 ///
 /// # Errors
 /// When the peer showed none or it does not name exactly one site.
-pub fn peer_certificate(connection: &quinn::Connection) -> Result<SiteCertificate, PeerError> {
-    let identity = connection.peer_identity().ok_or(PeerError::NoCertificate)?;
-    let chain = identity
-        .downcast::<Vec<CertificateDer<'static>>>()
-        .expect("a QUIC session with rustls identifies peers by a chain of certificates");
+pub fn peer_certificate(connection: &Connection) -> Result<SiteCertificate, PeerError> {
+    let chain = connection.peer_chain().ok_or(PeerError::NoCertificate)?;
     SiteCertificate::read(chain.first().ok_or(PeerError::NoCertificate)?)
 }
 
@@ -186,7 +183,7 @@ pub fn peer_certificate(connection: &quinn::Connection) -> Result<SiteCertificat
 ///
 /// # Errors
 /// Like [`peer_certificate`].
-pub fn peer_site(connection: &quinn::Connection) -> Result<SiteId, PeerError> {
+pub fn peer_site(connection: &Connection) -> Result<SiteId, PeerError> {
     peer_certificate(connection).map(|certificate| certificate.site)
 }
 
