@@ -91,8 +91,12 @@ impl Tx<'_> {
         let Claim { pulled, seal, .. } = *claim;
         let common = bond.life == Some(claim.incarnation) && !bond.anew && claim.central == Some(life);
         if !common {
-            let is_first = bond.life.is_none() && !bond.anew && claim.central.is_none();
-            if is_first && (pulled.position, claim.pushed) == (0, 0) {
+            // Also where the answer to its first greeting never reached the site: nothing was exchanged since.
+            let is_first = bond.life.is_none_or(|life| life == claim.incarnation)
+                && !bond.anew
+                && claim.central.is_none();
+            let exchanged = [pulled.position, claim.pushed, self.pulled(peer)?.position, bond.acknowledged];
+            if is_first && exchanged == [0; 4] {
                 self.settle(peer, claim.incarnation)?;
                 return Ok(Greeting::Continue);
             }
