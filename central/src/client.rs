@@ -83,6 +83,38 @@ impl Client {
         }
     }
 
+    /// What the server says of its authority.
+    ///
+    /// # Errors
+    /// When the server is not reached or refuses.
+    pub fn authority(&self) -> Result<Value, Failure> {
+        self.ask("the authority could not be shown", "GET", "/authority", None)
+    }
+
+    /// Has the authority succeeded; returns the new one.
+    ///
+    /// # Errors
+    /// When the server is not reached or refuses.
+    pub fn renew_authority(&self) -> Result<Value, Failure> {
+        self.ask("the authority was not renewed", "POST", "/authority/renew", None)
+    }
+
+    /// Ends the predecessor of the authority, even if `force` locks sites out; returns the one that is left.
+    ///
+    /// # Errors
+    /// When the server is not reached or refuses.
+    pub fn retire_authority(&self, force: bool) -> Result<Value, Failure> {
+        let body = json!({ "force": force });
+        self.ask("the predecessor was not retired", "POST", "/authority/retire", Some(&body))
+    }
+
+    fn ask(&self, what: &str, method: &str, path: &str, body: Option<&Value>) -> Result<Value, Failure> {
+        match self.call(what, method, path, body)? {
+            (200 | 201, body) => Ok(body),
+            (status, body) => Err(self.refused(what.to_owned(), status, &body)),
+        }
+    }
+
     fn call(
         &self,
         what: &str,
@@ -119,4 +151,32 @@ impl Client {
         let next = text("next").unwrap_or_else(|| "name the right server with `--server`".into());
         Failure::new(Exit::Server, what, why, next)
     }
+}
+
+/// What the server said of its authority, for people: one fact a line.
+pub fn authority_text(shown: &Value) -> String {
+    fn facts(of: &Value) -> String {
+        let text = |field: &str| of[field].as_str().unwrap_or("?").to_owned();
+        format!(
+            "{}\n  fingerprint {}\n  good until {}\n",
+            text("name"),
+            text("fingerprint"),
+            text("not_after")
+        )
+    }
+    fn names(list: &Value) -> String {
+        let names: Vec<&str> = list.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        if names.is_empty() { "none".into() } else { names.join(", ") }
+    }
+    let mut text = format!("authority {}  sites certified by it: {}\n", facts(shown), shown["sites"]);
+    let before = &shown["predecessor"];
+    if before.is_object() {
+        text += &format!(
+            "predecessor {}  sites that depend on it: {}\n  unused tokens that name it, by site: {}\n",
+            facts(before),
+            names(&before["sites_left"]),
+            names(&before["tokens_left"])
+        );
+    }
+    text
 }

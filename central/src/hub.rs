@@ -36,6 +36,7 @@ use crate::{
     enrolment::{
         ca::{Authority, BACKDATED},
         certificate::{KeyDigest, KeyRequest},
+        seat::Seat,
         token::{self, TokenRecord},
     },
     event_loop::Edge,
@@ -176,7 +177,7 @@ async fn hand_out(
 /// Decides who gets a certificate, by the tokens and sites in the store.
 pub(crate) struct Registrar {
     store: Store,
-    authority: Arc<Authority>,
+    seat: Seat,
     edge: Edge,
     sessions: Sessions,
     /// What the journal may still be told of those who were refused.
@@ -184,15 +185,31 @@ pub(crate) struct Registrar {
 }
 
 impl Registrar {
-    pub(crate) fn new(store: Store, authority: Arc<Authority>, edge: Edge, sessions: Sessions) -> Self {
-        Registrar { store, authority, edge, sessions, refusals: Mutex::new(Allowance::default()) }
+    pub(crate) fn new(store: Store, seat: Seat, edge: Edge, sessions: Sessions) -> Self {
+        Registrar { store, seat, edge, sessions, refusals: Mutex::new(Allowance::default()) }
     }
 
-    /// What the certificate of a peer is worth now.
+    /// What the certificate of a peer is worth now. The first use of a good one is kept.
     async fn entitlement(&self, peer: &SiteCertificate) -> Result<Entitlement, StoreError> {
-        let (store, peer) = (self.store.clone(), peer.clone());
-        let judge = move || store.read(|view| view.entitlement(peer.site, &peer.serial, issued_at(&peer)));
-        off_runtime(judge).await
+        let (store, of) = (self.store.clone(), peer.clone());
+        let judge = move || {
+            store.read(|view| {
+                let worth = view.entitlement(of.site, &of.serial, issued_at(&of))?;
+                Ok((worth, view.is_used(&of.serial)?))
+            })
+        };
+        let (worth, is_used) = off_runtime(judge).await?;
+        if worth == Entitlement::Good
+            && !is_used
+            && let Some(authority) = self.seat.present().named(&peer.issuer)
+        {
+            let SiteCertificate { site, not_after, .. } = *peer;
+            let (serial, key) = (peer.serial.clone(), peer.public_key.clone());
+            let certified = Certified { serial, not_after, authority, key };
+            let issued_at = issued_at(peer);
+            self.write(move |tx| command::certificate::used(tx, site, &certified, issued_at)).await?;
+        }
+        Ok(worth)
     }
 
     async fn write<T: Send + 'static>(
@@ -222,7 +239,7 @@ impl Registrar {
 
     /// What makes a certificate for the key in `request` inside a transaction of the store.
     fn seal(&self, request: KeyRequest) -> Seal {
-        Seal { authority: Arc::clone(&self.authority), request, serial: self.edge.entropy() }
+        Seal { authority: self.seat.present(), request, serial: self.edge.entropy() }
     }
 
     async fn judge(&self, secret: &Secret, again: Option<SiteId>, request: &[u8]) -> Result<Issued, Refusal> {
@@ -275,7 +292,8 @@ impl Seal {
         // As those will read it who check it later.
         let read = SiteCertificate::read(&leaf).map_err(|error| failed(&error))?;
         let authority = self.authority.fingerprint();
-        let certified = Certified { serial: read.serial, not_after: read.not_after, authority };
+        let certified =
+            Certified { serial: read.serial, not_after: read.not_after, authority, key: read.public_key };
         let authority = self.authority.certificate().clone();
         Ok((Issued { site, chain: vec![leaf], authority, clock: now }, certified))
     }

@@ -9,7 +9,7 @@ use std::{
 
 use central::{
     backup,
-    client::Client,
+    client::{self, Client},
     config::{self, Config, Layer},
     event_loop::{self, Edge},
     failure::{Exit, Failure},
@@ -64,6 +64,16 @@ The server must be stopped. The old database stays in the folder under another n
 they are. Afterwards central takes back from its sites what it has lost, and issues no order until somebody ends
 its recovery.";
 
+const AUTHORITY_EXAMPLES: &str = "\
+Examples:
+  holdfast-central authority show
+  holdfast-central authority renew
+  holdfast-central authority retire
+
+`renew` makes a successor that the present authority certifies. Sites learn of it by themselves, renew within
+minutes of their next session, and trust it from then on; a site that was away gets in whenever it returns. `show`
+says who has not renewed yet; once nobody is left, `retire` ends the old one. Make a backup after each.";
+
 /// Holdfast central: the fleet, its sites, and what they boot.
 #[derive(Parser)]
 #[command(name = "holdfast-central", version, after_help = AFTER)]
@@ -108,6 +118,9 @@ enum Command {
     /// Invites sites
     #[command(subcommand)]
     Token(TokenCommand),
+    /// Shows and replaces the authority that signs all certificates
+    #[command(subcommand, after_help = AUTHORITY_EXAMPLES)]
+    Authority(AuthorityCommand),
     /// Copies database and keys into a folder
     #[command(after_help = BACKUP_EXAMPLES)]
     Backup {
@@ -145,6 +158,35 @@ enum TokenCommand {
 }
 
 #[derive(Subcommand)]
+enum AuthorityCommand {
+    /// Shows the authority, and who still depends on its predecessor
+    Show {
+        #[command(flatten)]
+        server: ServerUrl,
+    },
+    /// Makes a successor, certified by the present authority
+    Renew {
+        #[command(flatten)]
+        server: ServerUrl,
+    },
+    /// Ends the predecessor
+    Retire {
+        /// Even if sites are locked out, which then need new tokens
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        server: ServerUrl,
+    },
+}
+
+#[derive(Args)]
+struct ServerUrl {
+    /// The running server [default: http:// and `listen_http`]
+    #[arg(long, value_name = "URL", env = "HOLDFAST_CENTRAL_SERVER")]
+    server: Option<String>,
+}
+
+#[derive(Subcommand)]
 enum ConfigCommand {
     /// Checks the configuration and prints what holds
     #[command(after_help = "Examples:\n  holdfast-central config check --config /etc/holdfast/central.toml")]
@@ -171,6 +213,7 @@ fn run(command: Command, settings: Settings) -> Result<(), Failure> {
             let url = server.unwrap_or_else(|| config.http_url());
             create_token(&config, &url, &site, &describe)
         }
+        Command::Authority(command) => authority(&config, command),
         Command::Backup { to } => {
             backup::save(&config.data_dir, &to, Edge::of_this_machine().now(), &mut say_line)
         }
@@ -212,6 +255,20 @@ fn create_token(config: &Config, url: &str, site: &str, describe: &str) -> Resul
     }
     eprintln!("good for one machine until {}", invitation.expires_at);
     say(&format!("{}\n", invitation.token))
+}
+
+fn authority(config: &Config, command: AuthorityCommand) -> Result<(), Failure> {
+    let (AuthorityCommand::Show { server }
+    | AuthorityCommand::Renew { server }
+    | AuthorityCommand::Retire { server, .. }) = &command;
+    let url = server.server.clone().unwrap_or_else(|| config.http_url());
+    let client = Client::open(&url, &config.data_dir.join(ADMIN_TOKEN))?;
+    let shown = match command {
+        AuthorityCommand::Show { .. } => client.authority()?,
+        AuthorityCommand::Renew { .. } => client.renew_authority()?,
+        AuthorityCommand::Retire { force, .. } => client.retire_authority(force)?,
+    };
+    say(&client::authority_text(&shown))
 }
 
 /// Tells what is being done. Whoever closed stdout does not read it; the work is done all the same.

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use store::{Opening, Store, StoreError};
+use store::{Opening, Store, StoreError, command};
 use sync::{
     engine::{Engine, Input},
     id::{Origin, hex},
@@ -26,7 +26,10 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     config::Config,
     content::off_runtime,
-    enrolment::ca::{self, Authority},
+    enrolment::{
+        ca::{self, Authority},
+        seat::Seat,
+    },
     event_loop::Edge,
     failure::{Exit, Failure, chain},
     http,
@@ -69,11 +72,11 @@ impl Server {
     /// # Errors
     /// For people: the data folder is unusable or in use, or an address cannot be listened on.
     pub async fn start(config: &Config, edge: Edge) -> Result<Self, Failure> {
-        let Data { lock, admin, authority, keys, store } = {
+        let Data { lock, admin, seat, keys, store } = {
             let (folder, edge) = (config.data_dir.clone(), edge.clone());
             off_runtime(move || Data::open(&folder, &edge)).await?
         };
-        let listener = Arc::new(listen_quic(config, &authority, keys, &edge)?);
+        let listener = Arc::new(listen_quic(config, &seat.present(), keys, &edge)?);
         let (tcp, http) = listen_http(config).await?;
         let quic =
             listener.local_address().map_err(|error| cannot_listen("QUIC", config.listen_quic, &error))?;
@@ -92,15 +95,25 @@ impl Server {
         let replica = Replica { store: store.clone(), edge: edge.clone(), tasks: tasks.clone() };
         tasks.spawn(driver::run_central(engine, sessions, feed, replica));
         let live = Sessions::default();
-        let registrar = Registrar::new(store.clone(), Arc::clone(&authority), edge.clone(), live.clone());
+        let registrar = Registrar::new(store.clone(), seat.clone(), edge.clone(), live.clone());
         let registrar = Arc::new(registrar);
         tasks.spawn(hub::accept(Arc::clone(&listener), registrar, sender, tasks.clone()));
-        tasks.spawn(stopping.clone().run_until_cancelled_owned(renew_certificate(
-            Arc::clone(&listener),
-            Arc::clone(&authority),
-            edge.clone(),
-        )));
-        let app = http::App::new(store.clone(), edge, authority.fingerprint(), &admin, live);
+        // The listener outlives nobody who changes the authority.
+        let (door, clock) = (Arc::downgrade(&listener), edge.clone());
+        seat.show_with(move |authority| {
+            if let Some(listener) = door.upgrade() {
+                show_certificate(&listener, authority, &clock);
+            }
+        });
+        let daily = seat.clone();
+        tasks.spawn(stopping.clone().run_until_cancelled_owned(async move {
+            loop {
+                tokio::time::sleep(CERTIFICATE).await;
+                daily.show();
+            }
+        }));
+        let fingerprint = seat.present().fingerprint();
+        let app = http::App::new(store.clone(), edge, seat, &admin, live);
         let router = http::router(app);
         let end = stopping.clone();
         tasks.spawn(async move {
@@ -110,7 +123,7 @@ impl Server {
             }
         });
         tracing::info!(
-            %quic, %http, data_dir = %config.data_dir.display(), authority = %authority.fingerprint(),
+            %quic, %http, data_dir = %config.data_dir.display(), authority = %fingerprint,
             incarnation = %store.incarnation(), "central runs"
         );
         Ok(Server { quic, http, listener, stopping, tasks, store, _lock: lock })
@@ -148,7 +161,7 @@ impl Server {
 struct Data {
     lock: File,
     admin: String,
-    authority: Arc<Authority>,
+    seat: Seat,
     keys: Keys,
     store: Store,
 }
@@ -183,7 +196,11 @@ impl Data {
                 "write 64 hexadecimal digits into it, or remove it: the next start makes a new one",
             )
         })?;
-        Ok(Data { lock, admin, authority: Arc::new(authority), keys, store })
+        let standing = authority.standing();
+        let followed = store.run(edge.given("central"), move |tx| command::authority::follow(tx, &standing));
+        followed.map_err(|error| unusable(&error))?;
+        let seat = Seat::new(folder.to_path_buf(), edge.clone(), authority);
+        Ok(Data { lock, admin, seat, keys, store })
     }
 }
 
@@ -275,27 +292,23 @@ fn listen_quic(config: &Config, authority: &Authority, keys: Keys, edge: &Edge) 
     };
     let identity =
         authority.issue_server(&[], edge.entropy(), edge.now()).map_err(|error| unshown(&error))?;
-    let tls = tls::server_config(identity, &[authority.certificate().clone()], edge.clock())
-        .map_err(|error| unshown(&error))?;
+    let tls =
+        tls::server_config(identity, &authority.accepted(), edge.clock()).map_err(|error| unshown(&error))?;
     Listener::bind(config.listen_quic, tls, keys, Limits::default())
         .map_err(|error| cannot_listen("QUIC", config.listen_quic, &error))
 }
 
-async fn renew_certificate(listener: Arc<Listener>, authority: Arc<Authority>, edge: Edge) {
+/// Shows sites another certificate of central.
+fn show_certificate(listener: &Listener, authority: &Authority, edge: &Edge) {
     let failed = |error: &dyn std::error::Error| {
         tracing::error!(error = chain(error), "central's certificate could not be made anew");
     };
-    loop {
-        tokio::time::sleep(CERTIFICATE).await;
-        match authority.issue_server(&[], edge.entropy(), edge.now()) {
-            Ok(identity) => {
-                match tls::server_config(identity, &[authority.certificate().clone()], edge.clock()) {
-                    Ok(tls) => listener.set_tls(tls),
-                    Err(error) => failed(&error),
-                }
-            }
+    match authority.issue_server(&[], edge.entropy(), edge.now()) {
+        Ok(identity) => match tls::server_config(identity, &authority.accepted(), edge.clock()) {
+            Ok(tls) => listener.set_tls(tls),
             Err(error) => failed(&error),
-        }
+        },
+        Err(error) => failed(&error),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Keeps the site's certificate in force.
 //!
-//! [`due`] says when another one is needed: two thirds into its validity, or when central says that it has
-//! expired. [`Keeper::look`] then asks central for one, over the exchange of [`sync::quic::enrol`] and for a
+//! [`due`] says when another one is needed: two thirds into its validity, when central says that it has
+//! expired, or when central was met under a successor of its authority. [`Keeper::look`] then asks central for one, over the exchange of [`sync::quic::enrol`] and for a
 //! key of its own, and shows it from the next connection on. [`run`] looks from time to time, and at once
 //! when a session raises a [`Doubt`].
 //!
@@ -29,6 +29,7 @@ use crate::{
     agent::Agent,
     error::chain,
     identity::{Certificates, DataDir, Enrolment, IdentityError},
+    link,
 };
 
 /// Pause between two looks at the clock. A renewal has months of time.
@@ -84,14 +85,23 @@ pub enum Why {
     TwoThirds,
     /// It has expired.
     Expired,
+    /// Central's authority has a successor, which is to be pinned.
+    Successor,
 }
 
-/// Whether `certificate` is to be renewed at `now`, after a session has raised `doubt`.
-pub fn due(certificate: &SiteCertificate, now: Timestamp, doubt: Option<Doubt>) -> Option<Why> {
+/// Whether `certificate` is to be renewed at `now`, after a session has raised `doubt`. `succeeded`: central was met
+/// under a successor of the authority that is pinned.
+pub fn due(
+    certificate: &SiteCertificate,
+    now: Timestamp,
+    doubt: Option<Doubt>,
+    succeeded: bool,
+) -> Option<Why> {
     match doubt {
         Some(Doubt::Expired) => Some(Why::Expired),
         Some(Doubt::Revoked) | None if certificate.is_expired(now) => Some(Why::Expired),
-        Some(Doubt::Revoked) | None => (now >= certificate.renew_at()).then_some(Why::TwoThirds),
+        Some(Doubt::Revoked) | None if now >= certificate.renew_at() => Some(Why::TwoThirds),
+        Some(Doubt::Revoked) | None => succeeded.then_some(Why::Successor),
     }
 }
 
@@ -157,7 +167,8 @@ impl Keeper {
         if self.doubt == Some(Doubt::Revoked) {
             self.take_up_what_is_on_disk();
         }
-        let why = due(&self.present.leaf, self.agent.latest_time(), self.doubt)?;
+        let succeeded = self.tls.borrow().is_succeeded();
+        let why = due(&self.present.leaf, self.agent.latest_time(), self.doubt, succeeded)?;
         let now = self.agent.edge.elapsed();
         if now < self.pause_until {
             return None;
@@ -170,6 +181,10 @@ impl Keeper {
                 info!(?why, not_after = %self.present.leaf.not_after, "certificate renewed");
                 (self.doubt, self.failures) = (None, 0);
                 self.publish(None);
+                if why == Why::Successor {
+                    // Central retires an authority when every site has shown what the next one signed.
+                    link::disconnect(&self.agent, "another certificate is shown from now on");
+                }
                 Some(Ok(why))
             }
             Err(error) => {

@@ -4,8 +4,12 @@
 //! one, so that no crash leaves half an authority. Whoever reads that file can be central to every site, so
 //! it has mode 0600 and belongs into every backup. All keys are ECDSA on P-256, which browsers accept too.
 //!
-//! Deliberately absent: revocation lists (the store knows which certificates were revoked), and a successor: replacing the
-//! authority needs one that is signed by this one, for which the path length leaves room.
+//! An authority can have a successor ([`Authority::succeed`]): a new key with a certificate of its own and one that
+//! the old authority signed, so that whoever pinned the old one believes the new one. Until it is retired, what the
+//! old one signed is accepted. Its key is gone at once. All of this is in the one file, which is replaced whole.
+//!
+//! Deliberately absent: revocation lists (the store knows which certificates were revoked), and a second succession
+//! before the first is over: one certificate between the leaf and what is pinned is what an authority permits.
 
 use std::{
     fs::{self, File, OpenOptions, Permissions},
@@ -27,7 +31,7 @@ use sync::{
         tls::{
             Identity,
             pki_types::{CertificateDer, PrivatePkcs8KeyDer, pem::PemObject},
-            site_uri,
+            site_uri, verify_central_chain,
         },
     },
     time::Timestamp,
@@ -54,6 +58,30 @@ const END_OF_TIME: Timestamp = Timestamp(253_402_300_799_000);
 pub struct Authority {
     certificate: CertificateDer<'static>,
     issuer: Issuer<'static, KeyPair>,
+    predecessor: Option<Predecessor>,
+    /// The certificates of the file as text, in its order.
+    blocks: Vec<String>,
+}
+
+/// The authority before the present one, while sites may still depend on it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Predecessor {
+    certificate: CertificateDer<'static>,
+    /// The present authority, certified by that one.
+    cross: CertificateDer<'static>,
+}
+
+/// What the certificate of an authority says.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Described {
+    /// BLAKE3 digest of the certificate; stands in tokens.
+    pub fingerprint: Digest,
+    /// What it is called.
+    pub name: String,
+    /// When it was made.
+    pub made_at: Timestamp,
+    /// End of its validity.
+    pub not_after: Timestamp,
 }
 
 /// Why there is no authority, or no certificate from it.
@@ -85,6 +113,9 @@ pub enum CaError {
         #[source]
         source: io::Error,
     },
+    /// There is a predecessor already, or none.
+    #[error("{0}")]
+    Refused(String),
     /// A key could not be made, or a certificate not signed.
     #[error("make {what}")]
     Sign {
@@ -129,10 +160,89 @@ impl Authority {
         Digest::of(&self.certificate)
     }
 
+    /// The certificate of the authority before this one, while it is accepted.
+    pub fn predecessor(&self) -> Option<&CertificateDer<'static>> {
+        self.predecessor.as_ref().map(|it| &it.certificate)
+    }
+
+    /// What site certificates may be signed by.
+    pub fn accepted(&self) -> Vec<CertificateDer<'static>> {
+        std::iter::once(&self.certificate).chain(self.predecessor()).cloned().collect()
+    }
+
+    /// What the certificate of this authority says.
+    pub fn described(&self) -> Described {
+        describe(&self.certificate).expect("it was read when the authority was opened")
+    }
+
+    /// What the certificate of its predecessor says, while that is accepted.
+    pub fn predecessor_described(&self) -> Option<Described> {
+        self.predecessor().map(|it| describe(it).expect("it was read when the authority was opened"))
+    }
+
+    /// Fingerprint of the accepted authority with this name, in DER.
+    pub fn named(&self, issuer: &[u8]) -> Option<Digest> {
+        let is_named = |it: &&CertificateDer<'static>| {
+            x509_parser::parse_x509_certificate(it).is_ok_and(|(_, it)| it.subject().as_raw() == issuer)
+        };
+        std::iter::once(&self.certificate).chain(self.predecessor()).find(is_named).map(|it| Digest::of(it))
+    }
+
+    /// Makes a successor, which this authority certifies, and stores it in the place of this one. From then on
+    /// the key of this one does not exist any more. `serials` are random.
+    ///
+    /// # Errors
+    /// `Refused` while this one's own predecessor is not retired; `Sign`, `Write`. Then nothing has changed.
+    pub fn succeed(&self, folder: &Path, serials: [[u8; 16]; 2], now: Timestamp) -> Result<Self, CaError> {
+        if self.predecessor.is_some() {
+            let why = "the authority before this one is not retired yet: a site that has pinned it would not \
+                       believe the successor of its successor";
+            return Err(CaError::Refused(why.into()));
+        }
+        let failed = |source| CaError::Sign { what: "a certificate between two authorities", source };
+        let [own, between] = serials;
+        let (mut params, key) = Self::params(own, now)?;
+        let certificate = params.self_signed(&key).map_err(failed)?;
+        params.serial_number = Some(positive(between));
+        // Nothing but sites' and central's certificates may follow it.
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        // What has pinned the old authority may have no clock: only what that one vouched for counts, and that
+        // is a key and not a time.
+        params.not_before =
+            instant(Timestamp(self.described().made_at.as_ms() - BACKDATED.as_millis() as u64)).into();
+        let cross = params.signed_by(&key, &self.issuer).map_err(failed)?;
+        let blocks = vec![certificate.pem(), cross.pem(), self.blocks[0].clone()];
+        let next = Self::from_pem(&(blocks.concat() + &key.serialize_pem()))
+            .map_err(|reason| CaError::Content { path: folder.join(FILE), reason })?;
+        next.store(folder)?;
+        Ok(next)
+    }
+
+    /// Ends the predecessor: what it signed, and whoever has pinned it, is turned away from now on.
+    ///
+    /// # Errors
+    /// `Refused` where there is none; `Write`. Then nothing has changed.
+    pub fn retire(&self, folder: &Path) -> Result<Self, CaError> {
+        if self.predecessor.is_none() {
+            return Err(CaError::Refused("the authority has no predecessor that could be retired".into()));
+        }
+        let next = Self::from_pem(&(self.blocks[0].clone() + &self.issuer.key().serialize_pem()))
+            .map_err(|reason| CaError::Content { path: folder.join(FILE), reason })?;
+        next.store(folder)?;
+        Ok(next)
+    }
+
+    fn store(&self, folder: &Path) -> Result<(), CaError> {
+        let path = folder.join(FILE);
+        let pem = self.blocks.concat() + &self.issuer.key().serialize_pem();
+        write_secret(folder, &path, pem.as_bytes()).map_err(|source| CaError::Write { path, source })
+    }
+
     /// Makes a key and a certificate for central: valid for [`CENTRAL_NAME`], and for the names and
     /// addresses in `also`, under which browsers know it. Meant to be issued anew at every start.
     ///
-    /// The chain ends in the authority itself, which enrolling machines compare with their token.
+    /// The chain goes on with what leads to a predecessor, and the authorities themselves, which enrolling
+    /// machines compare with their token.
     ///
     /// # Errors
     /// When a name in `also` is not ASCII, or the system gives no randomness.
@@ -151,10 +261,10 @@ impl Authority {
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(failed)?;
         let leaf = params.signed_by(&key, &self.issuer).map_err(failed)?;
-        Ok(Identity {
-            chain: vec![leaf.der().clone(), self.certificate.clone()],
-            key: PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
-        })
+        let mut chain = vec![leaf.der().clone()];
+        chain.extend(self.predecessor.as_ref().map(|it| it.cross.clone()));
+        chain.extend(self.accepted());
+        Ok(Identity { chain, key: PrivatePkcs8KeyDer::from(key.serialize_der()).into() })
     }
 
     /// Certifies that the key in `request` is that of `site`, for [`LEAF_LIFETIME`]. `serial` is random.
@@ -179,14 +289,19 @@ impl Authority {
         Ok(leaf.der().clone())
     }
 
-    fn create(serial: [u8; 16], now: Timestamp) -> Result<(Self, String), CaError> {
+    fn params(serial: [u8; 16], now: Timestamp) -> Result<(CertificateParams, KeyPair), CaError> {
         let failed = |source| CaError::Sign { what: "an authority", source };
         let mut params = CertificateParams::default();
         let name = format!("Holdfast fleet {}", &hex(&serial)[..8]);
         fill_in(&mut params, &name, serial, now, AUTHORITY_LIFETIME);
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(failed)?;
+        Ok((params, KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(failed)?))
+    }
+
+    fn create(serial: [u8; 16], now: Timestamp) -> Result<(Self, String), CaError> {
+        let failed = |source| CaError::Sign { what: "an authority", source };
+        let (params, key) = Self::params(serial, now)?;
         let certificate = params.self_signed(&key).map_err(failed)?;
         let pem = certificate.pem() + &key.serialize_pem();
         let certificate = certificate.der().clone();
@@ -197,23 +312,61 @@ impl Authority {
     }
 
     fn from_pem(pem: &str) -> Result<Self, String> {
-        let certificate = CertificateDer::from_pem_slice(pem.as_bytes())
+        let certificates: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(pem.as_bytes())
+            .collect::<Result<_, _>>()
             .map_err(|error| format!("no certificate: {error}"))?;
+        let [certificate, others @ ..] = &certificates[..] else {
+            return Err("no certificate: no items found".into());
+        };
         let key = PrivatePkcs8KeyDer::from_pem_slice(pem.as_bytes())
             .map_err(|error| format!("no private key: {error}"))?;
         let key = KeyPair::from_pkcs8_der_and_sign_algo(&key, &PKCS_ECDSA_P256_SHA256)
             .map_err(|error| format!("the private key is unusable: {error}"))?;
-        let (_, parsed) = x509_parser::parse_x509_certificate(&certificate)
-            .map_err(|error| format!("the certificate is unreadable: {error}"))?;
+        let unreadable = |error: x509_parser::nom::Err<_>| format!("the certificate is unreadable: {error}");
+        let (_, parsed) = x509_parser::parse_x509_certificate(certificate).map_err(unreadable)?;
         if parsed.public_key().subject_public_key.data.as_ref() != key.public_key_raw() {
             return Err("the private key belongs to another certificate".into());
         }
         if !parsed.is_ca() {
             return Err("the certificate is not one of an authority".into());
         }
-        let issuer = Issuer::from_ca_cert_der(&certificate, key).map_err(|error| error.to_string())?;
-        Ok(Self { certificate, issuer })
+        let predecessor = match others {
+            [] => None,
+            [cross, certificate] => {
+                Some(Predecessor { certificate: certificate.clone(), cross: cross.clone() })
+            }
+            _ => return Err(format!("it holds {} certificates instead of 1 or 3", certificates.len())),
+        };
+        for certificate in predecessor.iter().flat_map(|it| [&it.certificate, &it.cross]) {
+            describe(certificate)?;
+        }
+        let issuer = Issuer::from_ca_cert_der(certificate, key).map_err(|error| error.to_string())?;
+        let blocks = pem.split_inclusive("-----END CERTIFICATE-----\n").take(certificates.len());
+        let blocks = blocks.map(str::to_owned).collect();
+        let authority = Self { certificate: certificate.clone(), issuer, predecessor, blocks };
+        if let Some(predecessor) = authority.predecessor() {
+            let made = authority.described().made_at;
+            let shown = authority.issue_server(&[], [1; 16], made).map_err(|error| error.to_string())?;
+            verify_central_chain(&shown.chain, predecessor)
+                .map_err(|error| format!("its predecessor did not certify it: {error}"))?;
+        }
+        Ok(authority)
     }
+}
+
+fn describe(certificate: &CertificateDer<'_>) -> Result<Described, String> {
+    let (_, parsed) = x509_parser::parse_x509_certificate(certificate)
+        .map_err(|error| format!("the certificate is unreadable: {error}"))?;
+    let name = parsed.subject().iter_common_name().next().and_then(|it| it.as_str().ok());
+    let at = |time: x509_parser::time::ASN1Time| {
+        Timestamp(u64::try_from(time.timestamp()).unwrap_or(0).saturating_mul(1_000))
+    };
+    Ok(Described {
+        fingerprint: Digest::of(certificate),
+        name: name.unwrap_or_default().to_owned(),
+        made_at: at(parsed.validity().not_before).after(BACKDATED),
+        not_after: at(parsed.validity().not_after),
+    })
 }
 
 impl std::fmt::Debug for Authority {
@@ -320,6 +473,42 @@ mod tests {
     }
 
     #[test]
+    fn l6_a_successor_is_certified_by_the_authority_before_it_until_that_one_is_retired() {
+        let folder = TempDir::new().unwrap();
+        let first = open(&folder).unwrap();
+        let later = NOON.after(19 * LEAF_LIFETIME);
+        let second = first.succeed(folder.path(), [[0xcd; 16], [0xef; 16]], later).unwrap();
+        assert_eq!(fs::metadata(folder.path().join(FILE)).unwrap().permissions().mode() & 0o777, 0o600);
+        let second_again = open(&folder).unwrap();
+        assert_eq!(second_again.described(), second.described());
+        assert_eq!(second_again.predecessor(), Some(first.certificate()));
+        assert_eq!(second_again.accepted(), [second.certificate().clone(), first.certificate().clone()]);
+        let shown = second.issue_server(&[], [0; 16], later).unwrap();
+        expect![[r#"
+            CN=Holdfast fleet cdcdcdcd by CN=Holdfast fleet abababab, serial 6f:ef:ef:ef:ef:ef:ef:ef:ef:ef:ef:ef:ef:ef:ef:ef
+            Nov 19 12:00:00 2026 +00:00 to Nov 10 12:00:00 2065 +00:00
+            authority true Some(0); Key Cert Sign, CRL Sign; server, client None
+            None"#]]
+        .assert_eq(&describe(&shown.chain[1]));
+        for pinned in second.accepted() {
+            verify_central_chain(&shown.chain, &pinned).unwrap();
+        }
+        let stranger = Authority::create([1; 16], NOON).unwrap().0;
+        assert!(verify_central_chain(&shown.chain, stranger.certificate()).is_err());
+        let error = second.succeed(folder.path(), [[1; 16], [2; 16]], later).unwrap_err().to_string();
+        assert!(error.contains("not retired yet"), "{error}");
+
+        let third = second.retire(folder.path()).unwrap();
+        assert_eq!((third.fingerprint(), third.predecessor()), (second.fingerprint(), None));
+        let shown = open(&folder).unwrap().issue_server(&[], [0; 16], later).unwrap();
+        assert!(verify_central_chain(&shown.chain, first.certificate()).is_err());
+        verify_central_chain(&shown.chain, second.certificate()).unwrap();
+        assert!(matches!(third.retire(folder.path()), Err(CaError::Refused(_))));
+        // The next one can be made now.
+        third.succeed(folder.path(), [[1; 16], [2; 16]], later).unwrap();
+    }
+
+    #[test]
     fn a_draft_that_a_crash_left_behind_is_replaced() {
         let folder = TempDir::new().unwrap();
         fs::write(folder.path().join("authority.new"), "half a ke").unwrap();
@@ -408,6 +597,18 @@ mod tests {
                 "authority.pem does not hold an authority (the certificate is not one of an authority); restore it from a backup of central"
             ],
         );
+
+        // The certificate between the two authorities is another one's.
+        let folder = TempDir::new().unwrap();
+        let next = open(&folder).unwrap().succeed(folder.path(), [[1; 16], [2; 16]], NOON).unwrap();
+        let elsewhere = TempDir::new().unwrap();
+        let other = open(&elsewhere).unwrap().succeed(elsewhere.path(), [[3; 16], [4; 16]], NOON).unwrap();
+        let path = folder.path().join(FILE);
+        let pem = fs::read_to_string(&path).unwrap().replace(&next.blocks[1], &other.blocks[1]);
+        fs::write(&path, &pem).unwrap();
+        let error = open(&folder).unwrap_err().to_string();
+        assert!(error.contains("its predecessor did not certify it"), "{error}");
+        assert_eq!(fs::read_to_string(&path).unwrap(), pem);
 
         let folder = TempDir::new().unwrap();
         fs::create_dir(folder.path().join(FILE)).unwrap();

@@ -1,6 +1,6 @@
 //! How a machine becomes a site of this fleet.
 //!
-//! [`ca`] is the fleet's own certificate authority, [`token`] the invitations, [`certificate`] what a machine
+//! [`ca`] is the fleet's own certificate authority, `seat` who it is now, [`token`] the invitations, [`certificate`] what a machine
 //! asks to have certified. The exchange itself is [`sync::quic::enrol`]; the one who joins these parts with
 //! the store implements its [`Desk`](sync::quic::enrol::Desk).
 //!
@@ -8,6 +8,8 @@
 //! are given; only private keys are made here, by the library that signs with them.
 
 pub mod ca;
+
+pub(crate) mod seat;
 
 pub mod token;
 

@@ -103,7 +103,7 @@ impl Problem {
         }
     }
 
-    fn conflict(why: String) -> Self {
+    pub(super) fn conflict(why: String) -> Self {
         Problem {
             status: StatusCode::CONFLICT,
             kind: "refused",
@@ -125,7 +125,7 @@ impl Problem {
         }
     }
 
-    fn internal(why: String) -> Self {
+    pub(super) fn internal(why: String) -> Self {
         Problem {
             status: StatusCode::INTERNAL_SERVER_ERROR,
             kind: "internal",

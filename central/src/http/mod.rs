@@ -17,6 +17,7 @@ mod workflows;
 mod tasks;
 mod blobs;
 mod journal;
+mod authority;
 
 use std::sync::Arc;
 
@@ -29,10 +30,9 @@ use axum::{
 };
 use serde_json::{Value, json};
 use store::{Store, StoreError, Tx, View};
-use sync::blob::Digest;
 use tokio::sync::oneshot;
 
-use crate::{content::off_runtime, event_loop::Edge, sessions::Sessions};
+use crate::{content::off_runtime, enrolment::seat::Seat, event_loop::Edge, sessions::Sessions};
 use error::Problem;
 
 /// Who the journal names for what comes in with the administrator's token.
@@ -43,22 +43,15 @@ const ADMIN: &str = "admin";
 pub(crate) struct App {
     store: Store,
     edge: Edge,
-    /// Digest of the authority's certificate, which stands in tokens.
-    fingerprint: Digest,
+    seat: Seat,
     /// Digest of the administrator's token.
     admin: Arc<blake3::Hash>,
     sessions: Sessions,
 }
 
 impl App {
-    pub(crate) fn new(
-        store: Store,
-        edge: Edge,
-        fingerprint: Digest,
-        admin: &str,
-        sessions: Sessions,
-    ) -> Self {
-        App { store, edge, fingerprint, admin: Arc::new(blake3::hash(admin.as_bytes())), sessions }
+    pub(crate) fn new(store: Store, edge: Edge, seat: Seat, admin: &str, sessions: Sessions) -> Self {
+        App { store, edge, seat, admin: Arc::new(blake3::hash(admin.as_bytes())), sessions }
     }
 
     /// Reads derived tables.
@@ -103,6 +96,9 @@ pub(crate) fn router(app: App) -> Router {
         .route("/blobs", put(blobs::put))
         .route("/blobs/{digest}", get(blobs::get))
         .route("/journal", get(journal::list))
+        .route("/authority", get(authority::show))
+        .route("/authority/renew", post(authority::renew))
+        .route("/authority/retire", post(authority::retire))
         .route_layer(middleware::from_fn_with_state(app.clone(), auth::require));
     let api = operators.route("/health", get(health));
     Router::new()

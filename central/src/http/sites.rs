@@ -92,7 +92,8 @@ pub(super) async fn invite(
     Segment(site): Segment,
 ) -> Result<impl IntoResponse, Problem> {
     let row = app.read(move |view| extract::site(view, &site)).await?;
-    let (token, record) = token::mint(app.edge.entropy(), app.fingerprint, row.id, &row.name, app.edge.now());
+    let (token, record) =
+        token::mint(app.edge.entropy(), app.seat.present().fingerprint(), row.id, &row.name, app.edge.now());
     let expires_at = record.expires_at;
     app.write(move |tx| {
         command::enrolment::issue_token(tx, record.hash, record.site, record.expires_at).map(drop)

@@ -35,6 +35,8 @@ use tokio::sync::watch;
 use super::*;
 use crate::enrolment::certificate::KeyRequest;
 
+mod authority;
+
 /// 2026-11-20 at noon.
 const NOON: Timestamp = Timestamp(1_795_176_000_000);
 
@@ -484,9 +486,7 @@ async fn p3_a_machine_becomes_a_site_and_hears_what_central_decides() {
 
     // What the site does comes up: it marks the task as ready.
     let here = enrolled.site;
-    site.store
-        .run(site.edge.given("site"), move |tx| store::command::task::mark_ready(tx, here, |_| true))
-        .unwrap();
+    site.store.run(site.edge.given("site"), move |tx| command::task::mark_ready(tx, here, |_| true)).unwrap();
     let path = format!("/tasks/{}", task["id"].as_str().unwrap());
     site.until("central hears of the step, and both hold the same", async |_| {
         let site = central.get("/sites/lyon").await;

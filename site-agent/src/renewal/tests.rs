@@ -14,7 +14,7 @@ use std::{
 
 use expect_test::expect;
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, CertifiedIssuer,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, CertifiedIssuer, DnType,
     ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, SanType, SerialNumber,
 };
 use store::{Opening, Store};
@@ -70,23 +70,56 @@ impl Clock {
 /// Central's half: who signs, and who was asked for.
 struct Central {
     authority: CertifiedIssuer<'static, KeyPair>,
+    successor: Mutex<Option<Successor>>,
     clock: Clock,
     serial: AtomicU64,
     revoked: Mutex<bool>,
 }
 
+/// Who signs after the authority, and the certificate between both.
+struct Successor {
+    authority: CertifiedIssuer<'static, KeyPair>,
+    cross: CertificateDer<'static>,
+}
+
+fn authority(name: &str, now: Timestamp) -> (CertificateParams, KeyPair) {
+    let mut params = valid(now);
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.not_after = (SystemTime::UNIX_EPOCH + 100 * YEAR).into();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    (params, KeyPair::generate().unwrap())
+}
+
 impl Central {
+    /// Has the authority succeeded.
+    fn succeed(&self) {
+        let (params, key) = authority("next", self.clock.now());
+        let cross = params.signed_by(&key, &self.authority).unwrap().der().clone();
+        let authority = CertifiedIssuer::self_signed(params, key).unwrap();
+        *self.successor.lock().unwrap() = Some(Successor { authority, cross });
+    }
+
+    fn authorities(&self) -> Vec<CertificateDer<'static>> {
+        let successor = self.successor.lock().unwrap();
+        let newest = successor.iter().map(|it| it.authority.der().clone());
+        newest.chain([self.authority.der().clone()]).collect()
+    }
+
     fn certify(&self, request: &[u8]) -> CertificateDer<'static> {
         let mut request = CertificateSigningRequestParams::from_der(&request.into()).unwrap();
         request.params = valid(self.clock.now());
         request.params.serial_number = Some(SerialNumber::from(self.serial.fetch_add(1, Ordering::SeqCst)));
         request.params.subject_alt_names = vec![SanType::URI(site_uri(SITE).try_into().unwrap())];
         request.params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-        request.signed_by(&self.authority).unwrap().der().clone()
+        match &*self.successor.lock().unwrap() {
+            Some(next) => request.signed_by(&next.authority).unwrap().der().clone(),
+            None => request.signed_by(&self.authority).unwrap().der().clone(),
+        }
     }
 
     fn issue(&self, request: &[u8]) -> Issued {
-        let authority = self.authority.der().clone();
+        let authority = self.authorities().remove(0);
         Issued { site: SITE, chain: vec![self.certify(request)], authority, clock: self.clock.now() }
     }
 
@@ -95,9 +128,14 @@ impl Central {
         params.subject_alt_names = vec![SanType::DnsName(CENTRAL_NAME.try_into().unwrap())];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         let key = KeyPair::generate().unwrap();
-        let leaf = params.signed_by(&key, &self.authority).unwrap().der().clone();
-        let key = PrivatePkcs8KeyDer::from(key.serialize_der()).into();
-        Identity { chain: vec![leaf, self.authority.der().clone()], key }
+        let mut chain = match &*self.successor.lock().unwrap() {
+            Some(next) => {
+                vec![params.signed_by(&key, &next.authority).unwrap().der().clone(), next.cross.clone()]
+            }
+            None => vec![params.signed_by(&key, &self.authority).unwrap().der().clone()],
+        };
+        chain.extend(self.authorities());
+        Identity { chain, key: PrivatePkcs8KeyDer::from(key.serialize_der()).into() }
     }
 }
 
@@ -137,13 +175,10 @@ impl World {
     /// A site that enrolled at noon; central's clock and the site's are apart.
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let mut params = valid(NOON);
-        params.not_after = (SystemTime::UNIX_EPOCH + 100 * YEAR).into();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-        let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        let (params, key) = authority("first", NOON);
         let central = Arc::new(Central {
-            authority,
+            authority: CertifiedIssuer::self_signed(params, key).unwrap(),
+            successor: Mutex::new(None),
             clock: Clock::at(NOON),
             serial: AtomicU64::new(0x40),
             revoked: Mutex::new(false),
@@ -208,14 +243,15 @@ fn keeper(agent: &Arc<Agent>, data: &DataDir) -> Keeper {
 
 /// Serves applicants, and tells each session the serial number that it showed.
 fn listen(central: &Arc<Central>) -> SocketAddr {
-    let authorities = [central.authority.der().clone()];
-    let tls = tls::server_config(central.identity(), &authorities, central.clock.wall()).unwrap();
+    let shown = |central: &Central| {
+        tls::server_config(central.identity(), &central.authorities(), central.clock.wall()).unwrap()
+    };
+    let tls = shown(central);
     let listener = Listener::bind(loopback(), tls, Keys::from_entropy([1; 64]), Limits::default()).unwrap();
     let (address, central) = (listener.local_address().unwrap(), Arc::clone(central));
     tokio::spawn(async move {
         while let Some(knock) = listener.accept().await {
-            let renewed = tls::server_config(central.identity(), &authorities, central.clock.wall());
-            listener.set_tls(renewed.unwrap());
+            listener.set_tls(shown(&central));
             match knock.admit(|| central.clock.now()).await {
                 Ok(Guest::Enrolment(applicant)) => drop(serve(applicant, &*central).await),
                 Ok(Guest::Session { connection, peer }) => {
@@ -313,6 +349,44 @@ async fn p15_a_renewal_that_fails_is_tried_again_after_a_pause_and_the_old_pair_
     world.keeper.agent = Arc::clone(&world.agent);
     world.keeper.pause_until = Duration::ZERO;
     assert!(world.look().await.starts_with("TwoThirds: serial 41"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p15_a_site_pins_the_successor_of_its_authority_as_soon_as_it_has_met_it() {
+    let mut world = World::new();
+    world.session().await;
+    world.central.succeed();
+    assert!(world.look().await.starts_with("nothing to do"), "it cannot know yet");
+    // The listener shows what central has now from the second connection on.
+    world.session().await;
+    expect!["Done good day, 40"].assert_eq(&world.session().await);
+    let pinned = |world: &World| world.data.certificates(&world.data.enrolment().unwrap()).unwrap().authority;
+    assert_eq!(pinned(&world), world.central.authorities()[1]);
+    expect!["Successor: serial 41, until 2027-11-20T12:00:00.000Z"].assert_eq(&world.look().await);
+    assert_eq!(pinned(&world), world.central.authorities()[0]);
+    expect!["Done good day, 41"].assert_eq(&world.session().await);
+    expect!["nothing to do: serial 41, until 2027-11-20T12:00:00.000Z"].assert_eq(&world.look().await);
+    world.restart();
+    expect!["Done good day, 41"].assert_eq(&world.session().await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p15_a_site_that_was_away_for_the_whole_succession_renews_late_and_pins_the_successor() {
+    let mut world = World::new();
+    world.session().await;
+    world.central.clock.set(NOON.after(3 * YEAR));
+    world.central.succeed();
+    world.session().await;
+    // The site's battery is empty: it starts in 1970, and what central confirmed is from before.
+    world.clock.set(Timestamp(0));
+    expect!["CertificateExpired the site certificate expired at 2027-11-20T12:00:00.000Z; renew it"]
+        .assert_eq(&world.session().await);
+    world.keeper.doubt = Some(Doubt::Expired);
+    expect!["Expired: serial 41, until 2030-11-19T12:00:00.000Z"].assert_eq(&world.look().await);
+    let kept = world.data.certificates(&world.data.enrolment().unwrap()).unwrap();
+    assert_eq!(kept.authority, world.central.authorities()[0]);
+    expect!["Done good day, 41"].assert_eq(&world.session().await);
+    assert_eq!(world.agent.latest_time(), NOON.after(3 * YEAR), "central's time counts, not the clock");
 }
 
 /// Copies the files of a data folder.

@@ -27,6 +27,8 @@ pub struct Certified {
     pub not_after: Timestamp,
     /// Digest of the certificate of the authority that signed it.
     pub authority: Digest,
+    /// The certified public key.
+    pub key: Vec<u8>,
 }
 
 /// Renews the certificate with this serial number and instant of issue. `certify` is shown the instant and
@@ -64,17 +66,48 @@ pub(super) fn keep(
 ) -> Result<(), StoreError> {
     tx.sql
         .prepare_cached(
-            "INSERT INTO certificates (serial, site, authority, issued_at, not_after) VALUES (?1, ?2, ?3, ?4, ?5)",
+            "INSERT INTO certificates (serial, site, authority, key, issued_at, not_after)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
         )?
         .execute(params![
             certified.serial,
             site.as_bytes(),
             certified.authority.as_bytes(),
+            certified.key,
             signed(tx.now().0),
             signed(certified.not_after.0)
         ])?;
     let (serial, not_after) = (hex(&certified.serial), certified.not_after);
     tx.journal_for(site, Event::CertificateIssued { site, serial, not_after, renewal })
+}
+
+/// Keeps that a session was opened with a certificate of `site`, issued at `issued_at`: from now on what it
+/// signs can be verified, and its site is known to have it. One that another life of this database issued is put
+/// on record.
+///
+/// # Errors
+/// Only those of the database.
+pub fn used(
+    tx: &mut Tx<'_>,
+    site: SiteId,
+    certified: &Certified,
+    issued_at: Timestamp,
+) -> Result<(), StoreError> {
+    tx.sql
+        .prepare_cached(
+            "INSERT INTO certificates (serial, site, authority, key, issued_at, not_after, used_at)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT (serial) DO UPDATE SET used_at = ifnull(used_at, ?7)",
+        )?
+        .execute(params![
+            certified.serial,
+            site.as_bytes(),
+            certified.authority.as_bytes(),
+            certified.key,
+            signed(issued_at.0),
+            signed(certified.not_after.0),
+            signed(tx.now().0)
+        ])?;
+    Ok(())
 }
 
 /// Voids everything that certifies `site` or invites a machine to become it. Whoever holds its sessions ends
@@ -197,6 +230,7 @@ mod tests {
             serial: vec![serial],
             not_after: now.after(Duration::from_secs(31_536_000)),
             authority: CA,
+            key: vec![4; 65],
         }
     }
 

@@ -8,6 +8,7 @@
 pub mod site;
 pub mod enrolment;
 pub mod certificate;
+pub mod authority;
 pub mod workflow;
 pub mod content;
 pub mod node;

@@ -1,7 +1,8 @@
 -- Version 1. Rowid tables with integer document keys throughout: WITHOUT ROWID tables with wide keys were
 -- three times larger and six times slower (docs/performance.md).
 
--- Single values: origin, incarnation, starts, clock, central_time, views, suspended, followed (epoch).
+-- Single values: origin, incarnation, starts, clock, central_time, views, suspended, followed (epoch),
+-- authority (central's and its predecessor, by their digests).
 CREATE TABLE meta (key TEXT NOT NULL UNIQUE, value BLOB NOT NULL) STRICT;
 
 -- One row per replicated document. `heads` are the sorted hashes, 32 bytes each; `sum` is the sum of the changes'
@@ -88,10 +89,11 @@ CREATE TABLE tokens (
     expires_at INTEGER NOT NULL, spent_at INTEGER, spent_by BLOB
 ) STRICT;
 -- At central: what certified sites. `serial` as in the certificate; `authority` is the digest of the certificate of who
--- signed; `revoked_at` never becomes absent again.
+-- signed; `key` is the certified public key; `used_at` is when a session was first opened with it; `revoked_at` never
+-- becomes absent again.
 CREATE TABLE certificates (
     certificate INTEGER PRIMARY KEY, serial BLOB NOT NULL UNIQUE, site BLOB NOT NULL, authority BLOB NOT NULL,
-    issued_at INTEGER NOT NULL, not_after INTEGER NOT NULL, revoked_at INTEGER
+    key BLOB NOT NULL, issued_at INTEGER NOT NULL, not_after INTEGER NOT NULL, used_at INTEGER, revoked_at INTEGER
 ) STRICT;
 CREATE INDEX certificates_by_site ON certificates (site, certificate);
 -- At central: the newest revocation of each site that ever had one.

@@ -9,7 +9,7 @@ use sync::{
 };
 
 use super::View;
-use crate::StoreError;
+use crate::{StoreError, log::signed};
 
 /// A certificate that was issued.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -115,6 +115,46 @@ impl View<'_> {
             Some(_) => Ok(None),
             None => self.revocation(site),
         }
+    }
+
+    /// Whether a session was opened with the certificate that has this serial number.
+    pub fn is_used(&self, serial: &[u8]) -> Result<bool, StoreError> {
+        let mut statement = self
+            .sql
+            .prepare_cached("SELECT 1 FROM certificates WHERE serial = ?1 AND used_at IS NOT NULL")?;
+        Ok(statement.exists([serial])?)
+    }
+
+    /// The sites that a retired authority would lock out: it signed a certificate of theirs, and no session was
+    /// opened yet with a later one of another authority. Ordered by name.
+    pub fn sites_behind(&self, authority: Digest) -> Result<Vec<(SiteId, String)>, StoreError> {
+        let mut statement = self.sql.prepare_cached(
+            "SELECT DISTINCT site FROM certificates AS old WHERE authority = ?1 AND revoked_at IS NULL
+             AND NOT EXISTS (SELECT 1 FROM certificates AS new
+                 WHERE new.site = old.site AND new.certificate > old.certificate AND new.authority <> ?1
+                 AND new.revoked_at IS NULL AND new.used_at IS NOT NULL)",
+        )?;
+        let sites = statement.query_map([authority.as_bytes()], |row| Ok(SiteId(row.get(0)?)))?;
+        let mut found = Vec::new();
+        for site in sites {
+            let site = site?;
+            if let Some(row) = self.site(site)? {
+                found.push((site, row.name));
+            }
+        }
+        found.sort_by(|a, b| a.1.cmp(&b.1));
+        Ok(found)
+    }
+
+    /// Names of the sites with a token that was made before `since`, was not used, and is good at `now`. Ordered.
+    /// Certificates know whole seconds only, so those of the same second count.
+    pub fn invited_before(&self, since: Timestamp, now: Timestamp) -> Result<Vec<String>, StoreError> {
+        let mut statement = self.sql.prepare_cached(
+            "SELECT DISTINCT name FROM tokens
+             WHERE created_at < ?1 + 1000 AND expires_at >= ?2 AND spent_at IS NULL ORDER BY name",
+        )?;
+        let names = statement.query_map(params![signed(since.0), signed(now.0)], |row| row.get(0))?;
+        Ok(names.collect::<Result<_, _>>()?)
     }
 
     /// Number of sites whose newest certificate this authority signed.

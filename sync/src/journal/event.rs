@@ -357,6 +357,29 @@ pub enum Event {
         #[n(4)]
         reason: String,
     },
+    /// Central's authority has a successor, which signs from now on.
+    #[n(34)]
+    AuthoritySucceeded {
+        /// Digest of the certificate of the new one.
+        #[n(0)]
+        authority: Digest,
+        /// Digest of the certificate of the old one.
+        #[n(1)]
+        predecessor: Digest,
+        /// End of the validity of the new one.
+        #[n(2)]
+        not_after: Timestamp,
+    },
+    /// What an authority signed, and who trusts nothing but it, is turned away from now on.
+    #[n(35)]
+    AuthorityRetired {
+        /// Digest of its certificate.
+        #[n(0)]
+        authority: Digest,
+        /// Names of the sites that still depended on it.
+        #[n(1)]
+        locked_out: Vec<String>,
+    },
     /// Central certified a key of a site.
     #[n(41)]
     CertificateIssued {

@@ -550,8 +550,8 @@ pub async fn enrol(
     };
     let answer = ask(endpoint, address, config, &request).await;
     let enrolled = answer.map_err(|error| wrong_central(error, token.fingerprint, &presented))?;
-    if presented.authority() != Some(&enrolled.authority) {
-        let reason = "it names another authority than the one of the token".into();
+    if !presented.certifies(&enrolled.authority) {
+        let reason = "it names an authority that is neither the one of the token nor its successor".into();
         return Err(EnrolError::Unusable { address, reason });
     }
     check(enrolled, address, key)

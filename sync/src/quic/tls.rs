@@ -7,6 +7,8 @@
 //! Time is where a private fleet differs from the web, because a branch machine may have no battery clock:
 //! - The authority signs nothing for the future, so the start of a validity is proof that this time has come.
 //!   A site therefore checks central's certificate at the later of its own clock and that start.
+//!   An authority that was replaced is its successor's root by a certificate between them, and what pins it goes
+//!   on working even after its own validity: the pin is its key.
 //! - An expired site certificate passes the handshake, because its holder may still do one thing: renew.
 //!   Whether it opens a session is decided after the handshake, where the refusal can say why.
 //!
@@ -16,7 +18,10 @@
 use std::{
     fmt,
     str::FromStr,
-    sync::{Arc, LazyLock, OnceLock},
+    sync::{
+        Arc, LazyLock, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -38,7 +43,7 @@ use rustls::{
 };
 use x509_parser::prelude::{ASN1Time, FromDer, GeneralName, X509Certificate};
 
-use super::{Connection, ENROLMENT, SESSION};
+use super::{CENTRAL_NAME, Connection, ENROLMENT, SESSION};
 use crate::{
     blob::Digest,
     id::{SiteId, hex},
@@ -126,6 +131,10 @@ pub struct SiteCertificate {
     pub not_before: Timestamp,
     /// Last instant of validity.
     pub not_after: Timestamp,
+    /// The certified key: a point on P-256, uncompressed.
+    pub public_key: Vec<u8>,
+    /// Name of who signed it, in DER; no two authorities are called alike.
+    pub issuer: Vec<u8>,
 }
 
 impl SiteCertificate {
@@ -151,7 +160,14 @@ impl SiteCertificate {
             return Err(PeerError::NotASite { found: sites.len() });
         };
         let (not_before, not_after) = validity(&certificate);
-        Ok(Self { site, serial: certificate.raw_serial().to_vec(), not_before, not_after })
+        Ok(Self {
+            site,
+            serial: certificate.raw_serial().to_vec(),
+            not_before,
+            not_after,
+            public_key: certificate.public_key().subject_public_key.data.to_vec(),
+            issuer: certificate.issuer().as_raw().to_vec(),
+        })
     }
 
     /// Whether the validity has ended.
@@ -271,13 +287,22 @@ pub struct Server {
 #[derive(Clone)]
 pub struct Client {
     pub(super) quic: Arc<QuicClientConfig>,
+    succeeded: Arc<AtomicBool>,
+}
+
+impl Client {
+    /// Whether central was met under an authority that follows the pinned one: it is time to renew, which
+    /// brings a certificate of the new authority and pins it.
+    pub fn is_succeeded(&self) -> bool {
+        self.succeeded.load(Ordering::Relaxed)
+    }
 }
 
 /// Central's side of both protocols.
 ///
-/// `identity` is central's chain (leaf, then the authority, which enrolling machines compare with their
-/// token). `authorities` are the certificates that site certificates may be signed by: the present one and,
-/// for renewal, its predecessors. A client certificate is optional here, because enrolment has none;
+/// `identity` is central's chain (leaf, then whatever leads from it to what sites have pinned, and the authorities
+/// themselves, which enrolling machines compare with their token). `authorities` are the certificates that site
+/// certificates may be signed by: the present one and its predecessor. A client certificate is optional here, because enrolment has none;
 /// [`endpoint::Knock::admit`](super::endpoint::Knock::admit) turns away a session without.
 ///
 /// # Errors
@@ -312,11 +337,12 @@ pub fn client_config(
     protocol: Protocol,
     clock: WallClock,
 ) -> Result<Client, TlsError> {
-    let pin = Pin::Authorities(server_verifier(authorities)?);
+    let succeeded = Arc::new(AtomicBool::new(false));
+    let pin = Pin::Authorities { verifier: server_verifier(authorities)?, succeeded: Arc::clone(&succeeded) };
     let mut config = client_builder(pin, clock)?
         .with_client_auth_cert(identity.chain, identity.key)
         .map_err(TlsError::Setup)?;
-    Ok(finish_client(&mut config, protocol))
+    Ok(finish_client(&mut config, protocol, succeeded))
 }
 
 /// The side of a machine that enrols: it accepts the authority whose certificate has the BLAKE3 digest
@@ -331,20 +357,25 @@ pub fn enrol_client_config(
     let presented = Arc::new(Presented::default());
     let pin = Pin::Fingerprint { fingerprint, presented: presented.clone() };
     let mut config = client_builder(pin, clock)?.with_no_client_auth();
-    Ok((finish_client(&mut config, Protocol::Enrolment), presented))
+    Ok((finish_client(&mut config, Protocol::Enrolment, Arc::default()), presented))
 }
 
 /// What an enrolling machine saw of the authority at the other end.
 #[derive(Debug, Default)]
 pub struct Presented {
-    authority: OnceLock<CertificateDer<'static>>,
+    authorities: OnceLock<Vec<CertificateDer<'static>>>,
     foreign: OnceLock<Digest>,
 }
 
 impl Presented {
     /// The certificate whose digest is the fingerprint; set when the handshake succeeded.
     pub fn authority(&self) -> Option<&CertificateDer<'static>> {
-        self.authority.get()
+        self.authorities.get()?.first()
+    }
+
+    /// Whether central showed to be certified by `authority`: the one with the fingerprint, or its successor.
+    pub fn certifies(&self, authority: &CertificateDer<'_>) -> bool {
+        self.authorities.get().is_some_and(|shown| shown.contains(authority))
     }
 
     /// Digest of the authority that was shown instead; set when the handshake failed for that reason.
@@ -372,6 +403,26 @@ pub(super) fn verify_site_chain(
     verifier.verify_client_cert(leaf, others, now).map(drop).map_err(|error| error.to_string())
 }
 
+/// Checks that `chain` (leaf first, then what leads from it to `authority`) is central's own, as a site sees it
+/// that has pinned `authority` and has no clock.
+///
+/// # Errors
+/// The verifier's words.
+pub fn verify_central_chain(
+    chain: &[CertificateDer<'_>],
+    authority: &CertificateDer<'static>,
+) -> Result<(), String> {
+    let (leaf, others) = chain.split_first().ok_or("the chain is empty")?;
+    let verifier = server_verifier(std::slice::from_ref(authority)).map_err(|error| match error {
+        TlsError::Authority { reason } => reason,
+        other => other.to_string(),
+    })?;
+    let verifier = CentralVerifier(Pin::Authorities { verifier, succeeded: Arc::default() });
+    let name = ServerName::try_from(CENTRAL_NAME).expect("the name of central is one");
+    let now = UnixTime::since_unix_epoch(Duration::ZERO);
+    verifier.verify_server_cert(leaf, others, &name, &[], now).map(drop).map_err(|error| error.to_string())
+}
+
 /// The one provider of cryptography. Always named explicitly: the process-wide default panics where two are
 /// compiled in.
 pub(super) fn provider() -> Arc<CryptoProvider> {
@@ -391,12 +442,17 @@ fn client_builder(
         .with_custom_certificate_verifier(Arc::new(CentralVerifier(pin))))
 }
 
-fn finish_client(config: &mut rustls::ClientConfig, protocol: Protocol) -> Client {
+fn finish_client(
+    config: &mut rustls::ClientConfig,
+    protocol: Protocol,
+    succeeded: Arc<AtomicBool>,
+) -> Client {
     config.alpn_protocols = vec![protocol.alpn().to_vec()];
     config.enable_early_data = false;
     config.resumption = Resumption::disabled();
     let quic = QuicClientConfig::try_from(config.clone());
-    Client { quic: Arc::new(quic.expect("the provider has the suite of QUIC's initial packets")) }
+    let quic = Arc::new(quic.expect("the provider has the suite of QUIC's initial packets"));
+    Client { quic, succeeded }
 }
 
 fn roots(authorities: &[CertificateDer<'static>]) -> Result<Arc<RootCertStore>, TlsError> {
@@ -473,7 +529,7 @@ struct CentralVerifier(Pin);
 
 #[derive(Debug)]
 enum Pin {
-    Authorities(Arc<WebPkiServerVerifier>),
+    Authorities { verifier: Arc<WebPkiServerVerifier>, succeeded: Arc<AtomicBool> },
     Fingerprint { fingerprint: Digest, presented: Arc<Presented> },
 }
 
@@ -488,7 +544,12 @@ impl ServerCertVerifier for CentralVerifier {
     ) -> Result<ServerCertVerified, rustls::Error> {
         let now = now.max(leaf_validity(leaf)?.0);
         match &self.0 {
-            Pin::Authorities(verifier) => verifier.verify_server_cert(leaf, others, name, ocsp, now),
+            Pin::Authorities { verifier, succeeded } => {
+                let verified = verifier.verify_server_cert(leaf, others, name, ocsp, now)?;
+                let directly = verifier.verify_server_cert(leaf, &[], name, ocsp, now);
+                succeeded.store(directly.is_err(), Ordering::Relaxed);
+                Ok(verified)
+            }
             Pin::Fingerprint { fingerprint, presented } => {
                 let Some(authority) = others.iter().find(|it| Digest::of(it) == *fingerprint) else {
                     // A chain is sent leaf first, so its last certificate is nearest to an authority.
@@ -498,8 +559,16 @@ impl ServerCertVerifier for CentralVerifier {
                 let authority = authority.clone().into_owned();
                 let verifier = server_verifier(std::slice::from_ref(&authority))
                     .map_err(|_| CertificateError::BadEncoding)?;
-                let verified = verifier.verify_server_cert(leaf, &[], name, ocsp, now)?;
-                let _ = presented.authority.set(authority);
+                let verified = verifier.verify_server_cert(leaf, others, name, ocsp, now)?;
+                // The authority of the token may have a successor, which signed the leaf and is to be pinned.
+                let signed = |other: &&CertificateDer<'_>| {
+                    let verifier = server_verifier(&[(*other).clone().into_owned()]);
+                    **other != authority
+                        && verifier.is_ok_and(|it| it.verify_server_cert(leaf, &[], name, ocsp, now).is_ok())
+                };
+                let successors = others.iter().filter(signed).map(|other| other.clone().into_owned());
+                let _ =
+                    presented.authorities.set(std::iter::once(authority.clone()).chain(successors).collect());
                 Ok(verified)
             }
         }
@@ -625,12 +694,15 @@ mod tests {
         let authority = Authority::new("fleet");
         let mut central = serve(&authority);
         let mut config = client_builder(
-            Pin::Authorities(server_verifier(&[authority.certificate()]).unwrap()),
+            Pin::Authorities {
+                verifier: server_verifier(&[authority.certificate()]).unwrap(),
+                succeeded: Arc::default(),
+            },
             clock_at(NOW),
         )
         .unwrap()
         .with_no_client_auth();
-        let config = finish_client(&mut config, Protocol::Session);
+        let config = finish_client(&mut config, Protocol::Session, Arc::default());
         let session = central.dial(config).await.unwrap();
         let closed = CloseCode::of(&session.closed().await);
         expect![[r#"Some((NoCertificate, "no certificate was shown; a session needs the site certificate given at enrolment"))"#]]
