@@ -28,7 +28,8 @@ pub struct Config {
     /// Folder of database, blobs, keys and the administrator's token. Default `./holdfast-central`, so that
     /// a trial needs no rights and leaves one folder behind.
     pub data_dir: PathBuf,
-    /// UDP address for sites. Default `[::]:7443`, which serves IPv4 as well: sites are elsewhere.
+    /// Address for sites, UDP and TCP with the same port. Default `[::]:7443`, which serves IPv4 as well: sites
+    /// are elsewhere.
     pub listen_quic: SocketAddr,
     /// TCP address for operators. Default `127.0.0.1:8443`: this version speaks HTTP without TLS.
     pub listen_http: SocketAddr,

@@ -50,6 +50,10 @@ const BY: &str = "central";
 /// A site that opened a stream and asks for nothing is given up after this.
 const PATIENCE: Duration = Duration::from_secs(15);
 
+/// Connections that a site may have at once: a session, what is left of earlier ones, and the content that it
+/// fetches over TCP. Each is an open file there, of which central has enough for all sites and not for one alone.
+const MOST_CONNECTIONS: usize = 40;
+
 /// Sessions that were let in and that the driver has not taken yet.
 pub(crate) const WAITING_SESSIONS: usize = 64;
 
@@ -69,22 +73,19 @@ async fn admit(knock: Knock, registrar: Arc<Registrar>, sessions: mpsc::Sender<(
     let address = knock.remote_address();
     match knock.admit(|| registrar.edge.now()).await {
         Ok(Guest::Session { connection, peer }) => {
+            let since = Some(registrar.edge.now());
+            if registrar.lets_in(&connection, &peer, since).await {
+                // Fails only when the driver has ended, and then the listener is closing too.
+                drop(sessions.send((peer.site, connection)).await);
+            }
+        }
+        Ok(Guest::Content { connection, peer }) => {
             let site = peer.site;
-            registrar.sessions.add(site, &connection);
-            match registrar.entitlement(&peer).await {
-                Ok(Entitlement::Good) => {
-                    // Fails only when the driver has ended, and then the listener is closing too.
-                    drop(sessions.send((site, connection)).await);
-                }
-                Ok(other) => {
-                    let reason = words(site, &other);
-                    tracing::warn!(%site, %address, serial = peer.serial_hex(), reason, "turned away");
-                    CloseCode::Revoked.close(&connection, &reason);
-                }
-                Err(error) => {
-                    tracing::error!(%site, error = chain(&error), "the site could not be looked up");
-                    CloseCode::Busy.close(&connection, "central cannot read its database");
-                }
+            if registrar.lets_in(&connection, &peer, None).await
+                && let Ok(Ok((send, receive))) = tokio::time::timeout(PATIENCE, connection.accept_bi()).await
+                && let Err(error) = hand_out(&registrar.store, site, send, receive).await
+            {
+                tracing::debug!(%site, error = chain(&*error), "content was not handed out");
             }
         }
         Ok(Guest::Enrolment(applicant)) => match enrol::serve(applicant, &*registrar).await {
@@ -187,6 +188,35 @@ pub(crate) struct Registrar {
 impl Registrar {
     pub(crate) fn new(store: Store, seat: Seat, edge: Edge, sessions: Sessions) -> Self {
         Registrar { store, seat, edge, sessions, refusals: Mutex::new(Allowance::default()) }
+    }
+
+    /// Lists the connection of a site and judges its certificate; a site that does not get in is told why.
+    async fn lets_in(
+        &self,
+        connection: &Connection,
+        peer: &SiteCertificate,
+        session_since: Option<Timestamp>,
+    ) -> bool {
+        let site = peer.site;
+        if self.sessions.add(site, connection, session_since) > MOST_CONNECTIONS {
+            tracing::warn!(%site, "too many connections of one site");
+            CloseCode::Busy.close(connection, "too many connections of one site");
+            return false;
+        }
+        match self.entitlement(peer).await {
+            Ok(Entitlement::Good) => true,
+            Ok(other) => {
+                let (reason, address) = (words(site, &other), connection.remote_address());
+                tracing::warn!(%site, %address, serial = peer.serial_hex(), reason, "turned away");
+                CloseCode::Revoked.close(connection, &reason);
+                false
+            }
+            Err(error) => {
+                tracing::error!(%site, error = chain(&error), "the site could not be looked up");
+                CloseCode::Busy.close(connection, "central cannot read its database");
+                false
+            }
+        }
     }
 
     /// What the certificate of a peer is worth now. The first use of a good one is kept.

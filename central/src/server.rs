@@ -79,7 +79,7 @@ impl Server {
         let listener = Arc::new(listen_quic(config, &seat.present(), keys, &edge)?);
         let (tcp, http) = listen_http(config).await?;
         let quic =
-            listener.local_address().map_err(|error| cannot_listen("QUIC", config.listen_quic, &error))?;
+            listener.local_address().map_err(|error| cannot_listen("sites", config.listen_quic, &error))?;
 
         let tasks = TaskTracker::new();
         let stopping = CancellationToken::new();
@@ -129,7 +129,7 @@ impl Server {
         Ok(Server { quic, http, listener, stopping, tasks, store, _lock: lock })
     }
 
-    /// UDP address that sites reach.
+    /// Address that sites reach, UDP and TCP.
     pub fn quic(&self) -> SocketAddr {
         self.quic
     }
@@ -295,7 +295,7 @@ fn listen_quic(config: &Config, authority: &Authority, keys: Keys, edge: &Edge) 
     let tls =
         tls::server_config(identity, &authority.accepted(), edge.clock()).map_err(|error| unshown(&error))?;
     Listener::bind(config.listen_quic, tls, keys, Limits::default())
-        .map_err(|error| cannot_listen("QUIC", config.listen_quic, &error))
+        .map_err(|error| cannot_listen("sites", config.listen_quic, &error))
 }
 
 /// Shows sites another certificate of central.
@@ -320,7 +320,7 @@ async fn listen_http(config: &Config) -> Result<(TcpListener, SocketAddr), Failu
 }
 
 fn cannot_listen(what: &str, address: SocketAddr, error: &io::Error) -> Failure {
-    let key = if what == "QUIC" { "listen_quic" } else { "listen_http" };
+    let key = if what == "sites" { "listen_quic" } else { "listen_http" };
     Failure::new(
         Exit::Listen,
         format!("cannot listen for {what} on {address}"),

@@ -1,4 +1,4 @@
-//! Which sites are connected now, so that a revocation finds them.
+//! Which sites are connected now, so that a revocation finds them and operators see over what.
 //!
 //! Deliberately absent: what is said in a session, which the engine knows, and when a site was last heard,
 //! which the store keeps.
@@ -10,7 +10,8 @@ use std::{
 
 use sync::{
     id::SiteId,
-    quic::{CloseCode, Connection},
+    quic::{CloseCode, Connection, Transport},
+    time::Timestamp,
 };
 
 /// Connections of all sites. Cheap to clone; all clones are the same list.
@@ -20,32 +21,56 @@ pub(crate) struct Sessions(Arc<Mutex<Live>>);
 #[derive(Default)]
 struct Live {
     next: u64,
-    connections: BTreeMap<(SiteId, u64), Connection>,
+    /// By site, and in the order in which they came.
+    connections: BTreeMap<(SiteId, u64), Listed>,
+}
+
+struct Listed {
+    connection: Connection,
+    /// Since when it carries a session; nothing if it only fetches content beside one.
+    session_since: Option<Timestamp>,
 }
 
 impl Sessions {
     /// Lists a connection until it ends. Do this before the certificate is judged: a revocation in between
-    /// then ends the connection, and one before is seen by the judgement.
-    pub(crate) fn add(&self, site: SiteId, connection: &Connection) {
-        let key = {
+    /// then ends the connection, and one before is seen by the judgement. `session_since` is now for a session
+    /// and nothing for a connection beside it. Returns how many connections the site has now, this one included.
+    pub(crate) fn add(
+        &self,
+        site: SiteId,
+        connection: &Connection,
+        session_since: Option<Timestamp>,
+    ) -> usize {
+        let (key, count) = {
             let mut live = self.live();
             live.next += 1;
             let key = (site, live.next);
-            live.connections.insert(key, connection.clone());
-            key
+            live.connections.insert(key, Listed { connection: connection.clone(), session_since });
+            (key, live.connections.range((site, 0)..=(site, u64::MAX)).count())
         };
         let (sessions, connection) = (self.clone(), connection.clone());
         tokio::spawn(async move {
             connection.closed().await;
             sessions.live().connections.remove(&key);
         });
+        count
     }
 
     /// Ends all connections of a site and says why; returns how many there were.
     pub(crate) fn end(&self, site: SiteId, code: CloseCode, reason: &str) -> usize {
         let live = self.live();
         let of_site = live.connections.range((site, 0)..=(site, u64::MAX));
-        of_site.map(|(_, connection)| code.close(connection, reason)).count()
+        of_site.map(|(_, listed)| code.close(&listed.connection, reason)).count()
+    }
+
+    /// What carries the newest session of a site, and since when; nothing if it has none.
+    pub(crate) fn carried_by(&self, site: SiteId) -> Option<(Transport, Timestamp)> {
+        let live = self.live();
+        let mut of_site = live.connections.range((site, 0)..=(site, u64::MAX)).rev();
+        of_site.find_map(|(_, Listed { connection, session_since })| {
+            let is_open = connection.close_reason().is_none();
+            session_since.filter(|_| is_open).map(|since| (connection.transport(), since))
+        })
     }
 
     fn live(&self) -> MutexGuard<'_, Live> {

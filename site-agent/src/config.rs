@@ -8,9 +8,11 @@ use std::{
     fmt,
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use serde::Deserialize;
+use sync::quic::driver::TRY_UDP_AFTER;
 use toml::de::DeTable;
 
 use crate::boot::script::Patience;
@@ -44,6 +46,9 @@ pub struct Config {
     pub loaders_dir: PathBuf,
     /// Central as `host:port`. Default: what enrolment stored. For a central that has moved.
     pub central: Option<String>,
+    /// How long the link runs over TCP before UDP is tried again, in whole seconds. Default 600: often enough for
+    /// a firewall that was opened, and nothing beside the heartbeats.
+    pub try_udp_after: Duration,
     /// Which log lines are written, in the words of tracing's `EnvFilter`. Default `info`.
     pub log: String,
     /// How long a machine waits on a hold page. Default 3 questions, 6 s apart.
@@ -74,6 +79,8 @@ pub struct Settings {
     pub loaders_dir: Option<PathBuf>,
     /// See [`Config::central`].
     pub central: Option<String>,
+    /// See [`Config::try_udp_after`]; `5..=86400`.
+    pub try_udp_after_s: Option<u32>,
     /// See [`Config::log`].
     pub log: Option<String>,
     /// Seconds between two questions of a machine that is held, `1..=60`.
@@ -83,7 +90,7 @@ pub struct Settings {
 }
 
 /// Every key of the file.
-pub const KEYS: [&str; 13] = [
+pub const KEYS: [&str; 14] = [
     "data_dir",
     "boot_address",
     "interface",
@@ -94,6 +101,7 @@ pub const KEYS: [&str; 13] = [
     "dhcp",
     "loaders_dir",
     "central",
+    "try_udp_after_s",
     "log",
     "hold_wait_s",
     "hold_tries",
@@ -217,6 +225,7 @@ impl Settings {
             dhcp: self.dhcp.or(below.dhcp),
             loaders_dir: self.loaders_dir.or(below.loaders_dir),
             central: self.central.or(below.central),
+            try_udp_after_s: self.try_udp_after_s.or(below.try_udp_after_s),
             log: self.log.or(below.log),
             hold_wait_s: self.hold_wait_s.or(below.hold_wait_s),
             hold_tries: self.hold_tries.or(below.hold_tries),
@@ -246,6 +255,11 @@ impl Settings {
         if !(1..=20).contains(&patience.tries) {
             return Err(value("hold_tries", &patience.tries, "it is 1 to 20 questions"));
         }
+        let try_udp_after = self.try_udp_after_s.map_or(TRY_UDP_AFTER, |s| Duration::from_secs(s.into()));
+        if !(5..=86_400).contains(&try_udp_after.as_secs()) {
+            let why = "it is 5 to 86400 seconds";
+            return Err(value("try_udp_after_s", &try_udp_after.as_secs(), why));
+        }
         Ok(Config {
             data_dir: self.data_dir.unwrap_or_else(|| DEFAULT_DATA_DIR.into()),
             boot_address,
@@ -257,6 +271,7 @@ impl Settings {
             dhcp: self.dhcp.unwrap_or(true),
             loaders_dir: self.loaders_dir.unwrap_or_else(|| "/usr/lib/ipxe".into()),
             central: self.central,
+            try_udp_after,
             log: self.log.unwrap_or_else(|| "info".into()),
             patience,
         })
@@ -285,6 +300,7 @@ impl fmt::Display for Config {
             Some(central) => writeln!(f, "central = {}", text(central))?,
             None => writeln!(f, "# central: as stored at enrolment")?,
         }
+        writeln!(f, "try_udp_after_s = {}", self.try_udp_after.as_secs())?;
         writeln!(f, "log = {}", text(&self.log))?;
         writeln!(f, "hold_wait_s = {}", self.patience.wait_s)?;
         writeln!(f, "hold_tries = {}", self.patience.tries)
@@ -349,6 +365,7 @@ mod tests {
                 dhcp = true
                 loaders_dir = "/usr/lib/ipxe"
                 # central: as stored at enrolment
+                try_udp_after_s = 600
                 log = "info"
                 hold_wait_s = 6
                 hold_tries = 3
@@ -369,7 +386,7 @@ mod tests {
         check(
             "zzzzzz = 1",
             expect![
-                "site.toml:1: unknown key `zzzzzz`; there are data_dir, boot_address, interface, listen_http, dhcp_port, pxe_port, tftp_port, dhcp, loaders_dir, central, log, hold_wait_s, hold_tries"
+                "site.toml:1: unknown key `zzzzzz`; there are data_dir, boot_address, interface, listen_http, dhcp_port, pxe_port, tftp_port, dhcp, loaders_dir, central, try_udp_after_s, log, hold_wait_s, hold_tries"
             ],
         );
         check(

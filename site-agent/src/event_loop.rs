@@ -231,7 +231,8 @@ pub async fn run(
     let endpoint = client(&keys).map_err(|source| RunError::System { what: "open a UDP socket", source })?;
     let keeper =
         Keeper::new(Arc::clone(&agent), data.clone(), endpoint.clone(), clock, enrolment, certificates)?;
-    let dialer = Dialer { endpoint: endpoint.clone(), central, tls: keeper.tls() };
+    let (tls, try_udp_after) = (keeper.tls(), config.try_udp_after);
+    let dialer = Dialer { endpoint: endpoint.clone(), central, tls, try_udp_after };
 
     data.keep_http_address(listening.http)?;
     ready(&listening).map_err(|source| RunError::System { what: "write to standard output", source })?;

@@ -15,9 +15,10 @@ use sync::{
     id::{Origin, SiteId},
     policy::LinkState,
     quic::{
-        CloseCode, Connection, RecvStream, SendStream,
+        CloseCode, Connection, RecvStream, SendStream, Transport,
         driver::{self, Dialer, Feed, Host},
     },
+    time::Timestamp,
     wire::Telemetry,
 };
 use tracing::{debug, error, info, warn};
@@ -36,6 +37,8 @@ pub struct Link {
     pub up: bool,
     /// The connection of the session, for content.
     pub connection: Option<Connection>,
+    /// When it came about.
+    pub since: Option<Timestamp>,
     /// Why there is no session, as far as it is known.
     pub last_end: Option<String>,
 }
@@ -43,7 +46,7 @@ pub struct Link {
 impl Default for Link {
     /// Before the first session.
     fn default() -> Self {
-        Link { state: LinkState::Offline, up: false, connection: None, last_end: None }
+        Link { state: LinkState::Offline, up: false, connection: None, since: None, last_end: None }
     }
 }
 
@@ -51,6 +54,12 @@ impl Link {
     /// The connection over which content can be fetched now.
     pub fn source(&self) -> Option<Connection> {
         self.connection.clone().filter(|_| self.up)
+    }
+
+    /// What carries the link now, and since when.
+    pub fn transport(&self) -> Option<(Transport, Timestamp)> {
+        let open = self.connection.as_ref().filter(|it| it.close_reason().is_none())?;
+        Some((open.transport(), self.since?))
     }
 }
 
@@ -179,8 +188,10 @@ impl Host for SiteHost {
     }
 
     fn connection(&mut self, _peer: Origin, connection: Option<&Connection>) {
+        let now = self.agent.edge.now();
         self.agent.link.send_modify(|link| {
             link.connection = connection.cloned();
+            link.since = connection.map(|_| now);
             link.up &= connection.is_some();
         });
     }
@@ -221,7 +232,7 @@ impl Host for SiteHost {
         });
     }
 
-    fn wall(&self) -> sync::time::Timestamp {
+    fn wall(&self) -> Timestamp {
         self.agent.edge.now()
     }
 

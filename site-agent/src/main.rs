@@ -150,6 +150,9 @@ struct Flags {
     /// Central as host:port
     #[arg(long, env = "HOLDFAST_SITE_CENTRAL", global = true)]
     central: Option<String>,
+    /// Seconds that the link runs over TCP before UDP is tried again
+    #[arg(long, env = "HOLDFAST_SITE_TRY_UDP_AFTER_S", global = true)]
+    try_udp_after_s: Option<u32>,
     /// Which log lines are written, as in `info,site_agent=debug`
     #[arg(long, env = "HOLDFAST_SITE_LOG", global = true)]
     log: Option<String>,
@@ -177,6 +180,7 @@ impl Flags {
             dhcp: self.dhcp,
             loaders_dir: self.loaders_dir,
             central: self.central,
+            try_udp_after_s: self.try_udp_after_s,
             log: self.log,
             hold_wait_s: self.hold_wait_s,
             hold_tries: self.hold_tries,

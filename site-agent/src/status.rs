@@ -12,6 +12,7 @@ use sync::{
     document::site::{Effective, UnknownMachines},
     id::{MacAddr, NodeId, Origin, SiteId, TaskId},
     policy::{Action, Autonomy, LinkState, TaskState, Verdict, autonomy},
+    quic::Transport,
     time::Timestamp,
 };
 
@@ -72,6 +73,10 @@ pub struct Link {
     pub session: bool,
     /// Central as `host:port`.
     pub central: String,
+    /// What carries the connection to it: `quic`, or `tcp` where UDP does not pass. Nothing without one.
+    pub transport: Option<Transport>,
+    /// Since when.
+    pub transport_since: Option<Timestamp>,
     /// When central was last heard, by our clock.
     pub heard_at: Option<Timestamp>,
     /// What is here of central's log.
@@ -155,6 +160,7 @@ pub(crate) fn of(
     content: &Content,
 ) -> Result<Status, StoreError> {
     let row = view.site(agent.site)?;
+    let (transport, transport_since) = link.transport().unzip();
     let peer = view.peer(Origin::Central)?;
     let default = Effective::default();
     let settings = row.as_ref().map(|row| &row.effective);
@@ -194,6 +200,8 @@ pub(crate) fn of(
             state: link.state,
             session: link.up,
             central: agent.central.clone(),
+            transport,
+            transport_since,
             heard_at: peer.heard_at,
             pulled: peer.pulled,
             end: peer.end,
@@ -240,7 +248,11 @@ impl fmt::Display for Status {
             self.version,
             span(self.uptime_s)
         )?;
-        let session = if self.link.session { "session up" } else { "no session" };
+        let session = match (self.link.session, self.link.transport, self.link.transport_since) {
+            (true, Some(over), Some(since)) => format!("session up over {over} since {since}"),
+            (true, ..) => "session up".into(),
+            (false, ..) => "no session".into(),
+        };
         writeln!(f, "link        {}, {session}, central {}", self.link.state, self.link.central)?;
         match self.data_as_of {
             Some(at) => writeln!(f, "data as of  {at}")?,

@@ -1,9 +1,10 @@
-//! The path between a site and central: a UDP relay that can be cut, in both directions or in one.
+//! The path between a site and central: a UDP relay that can be cut, in both directions or in one, and beside
+//! it, where a test wants that, one for TCP on the same port, which never is.
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},
-    io,
-    net::{SocketAddr, UdpSocket},
+    io::{self, Read as _, Write as _},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket},
     sync::{
         Arc,
         atomic::{AtomicU8, AtomicU64, Ordering},
@@ -39,6 +40,10 @@ pub struct Carried {
     pub datagrams_down: AtomicU64,
     /// Their bytes.
     pub bytes_down: AtomicU64,
+    /// TCP connections.
+    pub calls: AtomicU64,
+    /// Bytes that they carried, in both directions.
+    pub bytes_of_calls: AtomicU64,
 }
 
 impl Wire {
@@ -47,7 +52,27 @@ impl Wire {
     /// # Errors
     /// When loopback has no port left.
     pub fn to(central: SocketAddr) -> io::Result<Self> {
-        let front = UdpSocket::bind("127.0.0.1:0")?;
+        Wire::between(UdpSocket::bind("127.0.0.1:0")?, central)
+    }
+
+    /// Opens a relay to `central` that carries TCP as well. With [`cut`](Self::cut) only that passes: so
+    /// it is behind a firewall that drops UDP.
+    ///
+    /// # Errors
+    /// When loopback has no port left.
+    pub fn with_tcp(central: SocketAddr) -> io::Result<Self> {
+        loop {
+            let front = UdpSocket::bind("127.0.0.1:0")?;
+            // The port is free for UDP; somebody else may have it for TCP.
+            let Ok(calls) = TcpListener::bind(front.local_addr()?) else { continue };
+            let wire = Wire::between(front, central)?;
+            let seen = Arc::clone(&wire.line);
+            std::thread::spawn(move || switch(&calls, central, &seen));
+            return Ok(wire);
+        }
+    }
+
+    fn between(front: UdpSocket, central: SocketAddr) -> io::Result<Self> {
         front.set_read_timeout(Some(Duration::from_millis(20)))?;
         let address = front.local_addr()?;
         let line = Arc::new(Line::default());
@@ -90,6 +115,35 @@ impl Wire {
 impl Drop for Wire {
     fn drop(&mut self) {
         self.line.state.store(STOP, Ordering::SeqCst);
+        // Whoever waits for calls gets a last one; without TCP nobody is there.
+        drop(TcpStream::connect(self.address));
+    }
+}
+
+/// Carries every TCP connection to `central` until the wire is gone.
+fn switch(calls: &TcpListener, central: SocketAddr, line: &Arc<Line>) {
+    while let Ok((near, _)) = calls.accept() {
+        if line.state.load(Ordering::SeqCst) == STOP {
+            return;
+        }
+        // A central that is down refuses, and so do we.
+        let Ok(far) = TcpStream::connect(central) else { continue };
+        line.carried.calls.fetch_add(1, Ordering::SeqCst);
+        for (from, to) in [(&near, &far), (&far, &near)] {
+            let (Ok(mut from), Ok(mut to)) = (from.try_clone(), to.try_clone()) else { continue };
+            let line = Arc::clone(line);
+            std::thread::spawn(move || {
+                let mut buffer = [0; 16 << 10];
+                while let Ok(length @ 1..) = from.read(&mut buffer) {
+                    if to.write_all(&buffer[..length]).is_err() {
+                        break;
+                    }
+                    line.carried.bytes_of_calls.fetch_add(length as u64, Ordering::SeqCst);
+                }
+                // The other direction ends by itself, or by the reset that this half causes.
+                drop(to.shutdown(Shutdown::Write));
+            });
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 //! Firmware, loaders and a kernel that nobody here wrote, booted under QEMU in an office made of network
 //! namespaces. Read `network` for the place, `machine` for who boots in it, `initramfs` and its `init.sh` for
 //! what a booted machine does, `disk` for what it boots afterwards; `dnsmasq`, `http` and `baseline` are the
-//! world without our product. A test reads like this:
+//! world without our product; `firewall` is a network that drops UDP. A test reads like this:
 //!
 //!     let net = Net::new()?;
 //!     let dns = Dnsmasq::plain(&net)?;
@@ -36,3 +36,5 @@ mod baseline;
 mod rehearsal;
 
 mod story;
+
+mod firewall;

@@ -24,7 +24,7 @@ use crate::network::{CENTRAL, Namespace, Net, SITE};
 use crate::process::{Process, tail, wait_for};
 
 const SITE_NAME: &str = "lyon";
-const QUIC_PORT: u16 = 7443;
+pub(crate) const QUIC_PORT: u16 = 7443;
 /// Operators are on central's own machine: this version serves them without TLS.
 const OPERATORS: &str = "127.0.0.1:8443";
 const SITE_PORT: u16 = 8080;
@@ -32,7 +32,7 @@ const SITE_PORT: u16 = 8080;
 /// A program that starts, on a machine that compiles beside it.
 const START: Duration = Duration::from_secs(30);
 /// What both sides do by themselves: transfers, heartbeats, dialling again after a cut.
-const SOON_S: u64 = 60;
+pub(crate) const SOON_S: u64 = 60;
 /// One boot over the network with everything slow about it allowed for.
 const BOOT_S: u64 = 120;
 
@@ -41,14 +41,14 @@ const OLD: &str = "old-system";
 const NEW: &str = "new-system";
 
 /// Central, an office, and a site agent that has enrolled.
-struct Branch {
+pub(crate) struct Branch {
     // Dropped in this order: who shows the logs, the programs, the network with the folder of their logs.
     logs: Logs,
     /// None while it is killed.
     agent: Option<Process>,
     _central: Process,
     _dns: Dnsmasq,
-    net: Net,
+    pub(crate) net: Net,
     agent_starts: u32,
     central_token: String,
     site_token: String,
@@ -63,7 +63,7 @@ impl Branch {
     ///
     /// # Errors
     /// When a program does not start or the two do not meet.
-    fn open() -> Result<Self> {
+    pub(crate) fn open() -> Result<Self> {
         let net = Net::new()?;
         let logs = Logs { folder: net.folder().into(), shown: true };
         let dns = Dnsmasq::plain(&net)?;
@@ -113,6 +113,11 @@ impl Branch {
         let name = format!("site-{}", self.agent_starts);
         self.agent = Some(start(&self.net, self.net.site(), &name, "holdfast-site", "run")?);
         Ok(())
+    }
+
+    /// The test has passed: nobody needs the logs.
+    pub(crate) fn is_well(&mut self) {
+        self.logs.leave_out();
     }
 
     /// Ends the agent without any farewell.
@@ -206,17 +211,17 @@ impl Branch {
         Ok(here)
     }
 
-    fn central(&self) -> Api<'_> {
+    pub(crate) fn central(&self) -> Api<'_> {
         let base = format!("http://{OPERATORS}/api/v1");
         Api { place: self.net.central(), base, token: &self.central_token }
     }
 
-    fn site(&self) -> Api<'_> {
+    pub(crate) fn site(&self) -> Api<'_> {
         let base = format!("http://{SITE}:{SITE_PORT}/api/v1");
         Api { place: self.net.site(), base, token: &self.site_token }
     }
 
-    fn of_site(&self, more: &str) -> String {
+    pub(crate) fn of_site(&self, more: &str) -> String {
         format!("/sites/{}{more}", self.id)
     }
 }
@@ -228,18 +233,18 @@ struct Pc {
 }
 
 /// One program's API, spoken from the namespace that it runs in.
-struct Api<'a> {
+pub(crate) struct Api<'a> {
     place: &'a Namespace,
     base: String,
     token: &'a str,
 }
 
 impl Api<'_> {
-    fn show(&self, path: &str) -> Result<Value> {
+    pub(crate) fn show(&self, path: &str) -> Result<Value> {
         self.ask("GET", path, "application/json", "", 200)
     }
 
-    fn list(&self, path: &str) -> Result<Vec<Value>> {
+    pub(crate) fn list(&self, path: &str) -> Result<Vec<Value>> {
         let joint = if path.contains('?') { '&' } else { '?' };
         let mut page = self.show(&format!("{path}{joint}limit=1000"))?;
         assert!(page["next"].is_null(), "no list of this story is longer than a page");
@@ -249,11 +254,11 @@ impl Api<'_> {
         }
     }
 
-    fn say(&self, method: &str, path: &str, body: &Value, status: u16) -> Result<Value> {
+    pub(crate) fn say(&self, method: &str, path: &str, body: &Value, status: u16) -> Result<Value> {
         self.ask(method, path, "application/json", &body.to_string(), status)
     }
 
-    fn upload(&self, file: &Path) -> Result<Value> {
+    pub(crate) fn upload(&self, file: &Path) -> Result<Value> {
         // The name of a file after an at sign is how curl is given its content.
         let body = format!("@{}", file.display());
         self.ask("PUT", "/blobs", "application/octet-stream", &body, 201)
@@ -307,7 +312,11 @@ impl Drop for Logs {
 }
 
 /// Waits until `look` says that it holds, with what it has seen; a failure shows what was seen last.
-fn wait_until(what: &str, seconds: u64, mut look: impl FnMut() -> Result<(bool, Value)>) -> Result<Value> {
+pub(crate) fn wait_until(
+    what: &str,
+    seconds: u64,
+    mut look: impl FnMut() -> Result<(bool, Value)>,
+) -> Result<Value> {
     let mut last = Value::Null;
     let waited = wait_for(what, Duration::from_secs(seconds), || {
         let (holds, seen) = look()?;
@@ -345,6 +354,7 @@ tftp_port = 69
 loaders_dir = \"/usr/lib/ipxe\"
 hold_wait_s = 3
 hold_tries = 2
+try_udp_after_s = 5
 "
     );
     configure(net, &format!("{name}.toml"), &text)

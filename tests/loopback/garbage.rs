@@ -1,13 +1,14 @@
 //! Anybody on the network can send anything to every port.
 //!
-//! 10,000 packets each for DHCP, the boot server, TFTP and QUIC: bytes without sense, captured packets with some
-//! bytes changed, and what looks like the beginning of something. After each hundred of each a machine powers on
-//! through all of these ports and must be told what it was told before.
+//! 10,000 packets each for DHCP, the boot server, TFTP and QUIC, and as many connections to central's TCP port:
+//! bytes without sense, captured packets with some bytes changed, and what looks like the beginning of something.
+//! After each hundred of each a machine powers on through all of the site's ports and must be told what it was
+//! told before.
 
 use std::{
     fs,
-    io::{Read as _, Write as _},
-    net::{SocketAddr, TcpStream, UdpSocket},
+    io::{ErrorKind, Read as _, Write as _},
+    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
     path::Path,
     time::{Duration, Instant},
 };
@@ -41,6 +42,8 @@ fn h6_ten_thousand_packets_of_garbage_on_every_port_leave_both_programs_at_work(
     office.settle(SOON);
     let captured = captured_packets();
     let initial = initial_packet(&office);
+    let hello = client_hello(&office);
+    let mut callers = Callers::default();
     let mut random = Random::new(0x6a7b);
     let senders: Vec<UdpSocket> =
         (0..TFTP_CLIENTS).map(|_| UdpSocket::bind("127.0.0.1:0").expect("a port")).collect();
@@ -69,6 +72,9 @@ fn h6_ten_thousand_packets_of_garbage_on_every_port_leave_both_programs_at_work(
         salvo(office.site.pxe, &mut dhcp);
         salvo(office.site.tftp, &mut read_request);
         salvo(office.central.quic, &mut |random| knock(random, &initial));
+        for _ in 0..ROUND {
+            callers.call(&mut random, office.central.quic, &hello);
+        }
         still_well(&office);
     }
     println!(
@@ -77,6 +83,9 @@ fn h6_ten_thousand_packets_of_garbage_on_every_port_leave_both_programs_at_work(
         lost_packets() - lost_before,
         answers(&senders, &office)
     );
+    println!("{PACKETS} connections to TCP: {:?}", callers.outcomes);
+    assert!(callers.outcomes.len() >= 4, "every kind of end was seen");
+    drop(callers);
     for to in [office.site.rest.address(), office.central.rest.address()] {
         let answers = throw_requests(&mut random, to);
         println!("{to} answered {answers}");
@@ -209,6 +218,80 @@ fn initial_packet(office: &Office) -> Vec<u8> {
     program.kill();
     assert!(length >= 1_200, "a client pads its first datagram (RFC 9000 §14.1)");
     buffer[..length].to_vec()
+}
+
+/// The first bytes that the shipped program says over TCP, where nobody answers over UDP.
+fn client_hello(office: &Office) -> Vec<u8> {
+    let nobody = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let to = nobody.local_addr().expect("an address").to_string();
+    let token = office.central.token("genf");
+    let home = office.central.folder.join("genf");
+    let data = home.display().to_string();
+    fs::create_dir_all(&home).expect("a folder");
+    let arguments = ["enroll", "--data-dir", &data, "--central", &to, "--token", &token, "--name", "genf"];
+    let mut program = Program::start("genf", "holdfast-site", &arguments, &home.join("enroll.log"));
+    let (mut call, _) = nobody.accept().expect("it tries");
+    call.set_read_timeout(Some(SOON)).expect("a socket");
+    let mut buffer = [0; 4_096];
+    let length = call.read(&mut buffer).expect("it speaks first");
+    program.kill();
+    assert_eq!(buffer[..2], [22, 3], "a handshake record of TLS");
+    buffer[..length].to_vec()
+}
+
+/// Strangers at a TCP port.
+#[derive(Default)]
+struct Callers {
+    /// Those who stay on the line and say no more.
+    silent: std::collections::VecDeque<TcpStream>,
+    /// How calls ended, and how often.
+    outcomes: std::collections::BTreeMap<&'static str, usize>,
+}
+
+impl Callers {
+    /// Fewer than there are places for one address, so that some of the others get one too.
+    const SILENT: usize = 40;
+
+    fn call(&mut self, random: &mut Random, to: SocketAddr, hello: &[u8]) {
+        let words = match random.below(6) {
+            // A handshake that nobody continues.
+            0 => hello.to_vec(),
+            1 => hello[..index(random, hello.len())].to_vec(),
+            // An honest hello, and nonsense in place of what must follow.
+            2 => [hello, &[23, 3, 3, 0, 32], &random.bytes::<32>()].concat(),
+            3 => format!("GET / HTTP/1.1\r\nhost: {to}\r\n\r\n").into_bytes(),
+            4 => Vec::new(),
+            _ => garbage(random, &[hello.to_vec()]),
+        };
+        let mut stream = TcpStream::connect(to).expect("the port is open");
+        stream.set_read_timeout(Some(SOON)).expect("a socket");
+        // It may hang up before it has read everything.
+        drop(stream.write_all(&words));
+        let outcome = match random.below(4) {
+            0 => {
+                self.silent.push_back(stream);
+                if self.silent.len() > Self::SILENT {
+                    self.silent.pop_front();
+                }
+                "stayed on the line"
+            }
+            1 => "went at once",
+            _ => {
+                drop(stream.shutdown(std::net::Shutdown::Write));
+                let mut answer = Vec::new();
+                match stream.read_to_end(&mut answer) {
+                    Ok(_) if answer.is_empty() => "heard nothing",
+                    Ok(_) if answer[0] == 21 => "heard an alert",
+                    Ok(_) => "heard a handshake",
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                        panic!("left waiting for {SOON:?}")
+                    }
+                    Err(_) => "was reset",
+                }
+            }
+        };
+        *self.outcomes.entry(outcome).or_insert(0) += 1;
+    }
 }
 
 /// Sends requests that are none to an HTTP port, each on its own connection, and returns how often which class

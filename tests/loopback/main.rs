@@ -17,3 +17,4 @@ mod full_disk;
 mod garbage;
 mod kills;
 mod central_restart;
+mod udp_blocked;

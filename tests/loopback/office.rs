@@ -1,6 +1,6 @@
 //! A central and a branch that found each other, with what tests ask of them again and again.
 
-use std::{path::Path, time::Duration};
+use std::{net::SocketAddr, path::Path, time::Duration};
 
 use harness::{
     machine::{Firmware, Machine, Told},
@@ -35,9 +35,17 @@ impl Office {
 
     /// The same; the site runs as what the command becomes that `before` makes for the site's folder.
     pub(crate) fn open_within(before: impl FnOnce(&Path) -> Vec<String>) -> Self {
+        Office::open_over(|central| Wire::to(central).expect("a wire"), before)
+    }
+
+    /// The same over a wire of the caller's.
+    pub(crate) fn open_over(
+        wire: impl FnOnce(SocketAddr) -> Wire,
+        before: impl FnOnce(&Path) -> Vec<String>,
+    ) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let central = Central::start(&folder.path().join("central"));
-        let wire = Wire::to(central.quic).expect("a wire");
+        let wire = wire(central.quic);
         let home = folder.path().join("lyon");
         let id = enrol(&central, &wire, &home, "lyon");
         let before = before(&home);

@@ -26,7 +26,7 @@ fn p15_a_revoked_site_is_turned_away_told_why_boots_its_machines_and_comes_back_
     office.wait_for_ready(1, SOON);
     office.settle(SOON);
     expect![[r#"
-        link        connected, session up, central <central>
+        link        connected, session up over quic since <time>, central <central>
         data as of  <time>
         certificate until <time>, renewed from <time> on"#]]
     .assert_eq(&status(&office));

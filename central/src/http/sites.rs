@@ -24,7 +24,7 @@ use super::{
     extract::{self, Body, Decision, OptionalBody, Paging, Params, Segment},
     page, with,
 };
-use crate::enrolment::token;
+use crate::{enrolment::token, sessions::Sessions};
 
 /// `POST /sites`.
 #[derive(Debug, Deserialize)]
@@ -46,8 +46,8 @@ pub(super) async fn list(
     let all = app.read(|view| view.sites()).await?;
     let total = all.len() as u64;
     let (rows, next) = extract::cut(all, |site| site.id, after, limit)?;
-    let now = app.edge.now();
-    let items = app.read(move |view| rows.iter().map(|row| object(view, row, now)).collect()).await?;
+    let (now, live) = (app.edge.now(), app.sessions.clone());
+    let items = app.read(move |view| rows.iter().map(|row| object(view, row, now, &live)).collect()).await?;
     Ok(page(items, Some(total), next))
 }
 
@@ -55,20 +55,20 @@ pub(super) async fn create(
     State(app): State<App>,
     Body(new): Body<NewSite>,
 ) -> Result<impl IntoResponse, Problem> {
-    let now = app.edge.now();
+    let (now, live) = (app.edge.now(), app.sessions.clone());
     let site = app
         .write(move |tx| {
             let id = command::site::create(tx, &new.name, &new.description, &new.location)?;
             let row = extract::site(&tx.view(), &id.to_string())?;
-            Ok((id, object(&tx.view(), &row, now)?))
+            Ok((id, object(&tx.view(), &row, now, &live)?))
         })
         .await?;
     Ok((StatusCode::CREATED, [(header::LOCATION, format!("/api/v1/sites/{}", site.0))], Json(site.1)))
 }
 
 pub(super) async fn show(State(app): State<App>, Segment(site): Segment) -> Result<Json<Value>, Problem> {
-    let now = app.edge.now();
-    Ok(Json(app.read(move |view| object(view, &extract::site(view, &site)?, now)).await?))
+    let (now, live) = (app.edge.now(), app.sessions.clone());
+    Ok(Json(app.read(move |view| object(view, &extract::site(view, &site)?, now, &live)).await?))
 }
 
 pub(super) async fn edit(
@@ -76,12 +76,12 @@ pub(super) async fn edit(
     Segment(site): Segment,
     Body(edit): Body<SettingsEdit>,
 ) -> Result<Json<Value>, Problem> {
-    let now = app.edge.now();
+    let (now, live) = (app.edge.now(), app.sessions.clone());
     let site = app
         .write(move |tx| {
             let id = extract::site(&tx.view(), &site)?.id;
             let row = command::site::set(tx, id, &edit, "")?;
-            object(&tx.view(), &row, now)
+            object(&tx.view(), &row, now, &live)
         })
         .await?;
     Ok(Json(site))
@@ -121,12 +121,12 @@ pub(super) async fn revoke(
     Segment(site): Segment,
     Body(revoke): Body<Revoke>,
 ) -> Result<Json<Value>, Problem> {
-    let now = app.edge.now();
+    let (now, live) = (app.edge.now(), app.sessions.clone());
     let (id, revocation, shown) = app
         .write(move |tx| {
             let row = extract::site(&tx.view(), &site)?;
             let revocation = command::certificate::revoke(tx, row.id, &revoke.reason)?;
-            Ok((row.id, revocation, object(&tx.view(), &row, now)?))
+            Ok((row.id, revocation, object(&tx.view(), &row, now, &live)?))
         })
         .await?;
     let ended = app.sessions.end(id, CloseCode::Revoked, &revocation.words());
@@ -139,19 +139,20 @@ pub(super) async fn resume(
     Segment(site): Segment,
     OptionalBody(decision): OptionalBody<Decision>,
 ) -> Result<Json<Value>, Problem> {
-    let now = app.edge.now();
+    let (now, live) = (app.edge.now(), app.sessions.clone());
     let site = app
         .write(move |tx| {
             let id = extract::site(&tx.view(), &site)?.id;
             let row = command::site::resume(tx, id, decision.why("confirmed by an operator"))?;
-            object(&tx.view(), &row, now)
+            object(&tx.view(), &row, now, &live)
         })
         .await?;
     Ok(Json(site))
 }
 
 /// What operators see of a site.
-fn object(view: &View<'_>, row: &SiteRow, now: Timestamp) -> Result<Value, StoreError> {
+fn object(view: &View<'_>, row: &SiteRow, now: Timestamp, live: &Sessions) -> Result<Value, StoreError> {
+    let (transport, transport_since) = live.carried_by(row.id).unzip();
     let peer = view.peer(Origin::Site(row.id))?;
     let suspended = peer.telemetry.as_ref().and_then(|it| it.suspended.clone());
     let telemetry = peer.telemetry.map(|it| {
@@ -168,6 +169,8 @@ fn object(view: &View<'_>, row: &SiteRow, now: Timestamp) -> Result<Value, Store
         row,
         json!({
             "status": status(peer.heard_at, row.effective.heartbeat_s, now),
+            "transport": transport,
+            "transport_since": transport_since,
             "pulled": peer.pulled,
             "end": peer.end,
             "acknowledged": peer.acknowledged,

@@ -259,7 +259,7 @@ fn listen(central: &Arc<Central>) -> SocketAddr {
                     connection.closed().await;
                 }
                 // The peer was told.
-                Err(_) => {}
+                Ok(Guest::Content { .. }) | Err(_) => {}
             }
         }
     });

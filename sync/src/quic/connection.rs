@@ -12,26 +12,32 @@ use std::{
     task::{Context, Poll},
 };
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use quinn::{ConnectionError, VarInt};
 use rustls::pki_types::CertificateDer;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+
+use super::tcp::{self, Tcp};
 
 /// Priority of blob streams; others have 0, and higher goes first.
 pub(super) const BLOB_PRIORITY: i32 = -10;
 
 /// What carries a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Transport {
     /// QUIC over UDP.
     Quic,
+    /// TLS on TCP.
+    Tcp,
 }
 
 impl Transport {
-    /// As it is shown: `quic`.
+    /// As it is shown: `quic` or `tcp`.
     pub fn word(self) -> &'static str {
         match self {
             Self::Quic => "quic",
+            Self::Tcp => "tcp",
         }
     }
 }
@@ -49,6 +55,7 @@ pub struct Connection(Carrier);
 #[derive(Clone, Debug)]
 enum Carrier {
     Quic(quinn::Connection),
+    Tcp(Tcp),
 }
 
 impl Connection {
@@ -56,10 +63,15 @@ impl Connection {
         Self(Carrier::Quic(connection))
     }
 
+    pub(super) fn over_tcp(connection: Tcp) -> Self {
+        Self(Carrier::Tcp(connection))
+    }
+
     /// What carries it.
     pub fn transport(&self) -> Transport {
         match &self.0 {
             Carrier::Quic(_) => Transport::Quic,
+            Carrier::Tcp(_) => Transport::Tcp,
         }
     }
 
@@ -67,6 +79,7 @@ impl Connection {
     pub fn remote_address(&self) -> SocketAddr {
         match &self.0 {
             Carrier::Quic(connection) => connection.remote_address(),
+            Carrier::Tcp(connection) => connection.remote_address(),
         }
     }
 
@@ -74,6 +87,7 @@ impl Connection {
     pub fn stable_id(&self) -> usize {
         match &self.0 {
             Carrier::Quic(connection) => connection.stable_id(),
+            Carrier::Tcp(connection) => connection.stable_id(),
         }
     }
 
@@ -84,6 +98,7 @@ impl Connection {
                 let chain = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>();
                 Some(*chain.expect("a QUIC session with rustls identifies peers by a chain of certificates"))
             }
+            Carrier::Tcp(connection) => connection.peer_chain(),
         }
     }
 
@@ -92,6 +107,7 @@ impl Connection {
     pub fn close(&self, code: u32, reason: &str) {
         match &self.0 {
             Carrier::Quic(connection) => connection.close(VarInt::from_u32(code), reason.as_bytes()),
+            Carrier::Tcp(connection) => connection.close(code, reason),
         }
     }
 
@@ -99,6 +115,7 @@ impl Connection {
     pub async fn closed(&self) -> ConnectionError {
         match &self.0 {
             Carrier::Quic(connection) => connection.closed().await,
+            Carrier::Tcp(connection) => connection.closed().await,
         }
     }
 
@@ -106,6 +123,7 @@ impl Connection {
     pub fn close_reason(&self) -> Option<ConnectionError> {
         match &self.0 {
             Carrier::Quic(connection) => connection.close_reason(),
+            Carrier::Tcp(connection) => connection.close_reason(),
         }
     }
 
@@ -116,6 +134,7 @@ impl Connection {
     pub async fn open_bi(&self) -> Result<(SendStream, RecvStream), ConnectionError> {
         match &self.0 {
             Carrier::Quic(connection) => connection.open_bi().await.map(over_quic),
+            Carrier::Tcp(connection) => connection.open().await.map(over_tcp),
         }
     }
 
@@ -126,12 +145,17 @@ impl Connection {
     pub async fn accept_bi(&self) -> Result<(SendStream, RecvStream), ConnectionError> {
         match &self.0 {
             Carrier::Quic(connection) => connection.accept_bi().await.map(over_quic),
+            Carrier::Tcp(connection) => connection.accept().await.map(over_tcp),
         }
     }
 }
 
 fn over_quic((send, receive): (quinn::SendStream, quinn::RecvStream)) -> (SendStream, RecvStream) {
     (SendStream(Sending::Quic(send)), RecvStream(Receiving::Quic(receive)))
+}
+
+fn over_tcp((send, receive): (tcp::Send, tcp::Receive)) -> (SendStream, RecvStream) {
+    (SendStream(Sending::Tcp(send)), RecvStream(Receiving::Tcp(receive)))
 }
 
 /// The half of a stream on which we speak. Dropping it finishes it.
@@ -141,6 +165,7 @@ pub struct SendStream(Sending);
 #[derive(Debug)]
 enum Sending {
     Quic(quinn::SendStream),
+    Tcp(tcp::Send),
 }
 
 impl SendStream {
@@ -149,6 +174,7 @@ impl SendStream {
         match &mut self.0 {
             // Fails only for a stream that is finished already, or that the peer no longer wants.
             Sending::Quic(stream) => drop(stream.finish()),
+            Sending::Tcp(stream) => stream.finish(),
         }
     }
 
@@ -157,6 +183,7 @@ impl SendStream {
     pub async fn stopped(&mut self) {
         match &mut self.0 {
             Sending::Quic(stream) => drop(stream.stopped().await),
+            Sending::Tcp(stream) => stream.stopped().await,
         }
     }
 
@@ -165,6 +192,7 @@ impl SendStream {
         match &mut self.0 {
             // Fails only for a stream that has ended already.
             Sending::Quic(stream) => drop(stream.reset(code.code())),
+            Sending::Tcp(stream) => stream.reset(code),
         }
     }
 
@@ -173,6 +201,8 @@ impl SendStream {
         match &self.0 {
             // Fails only for a stream that is finished already, whose priority matters to nobody.
             Sending::Quic(stream) => drop(stream.set_priority(BLOB_PRIORITY)),
+            // It has a connection to itself, and the network shares between those.
+            Sending::Tcp(_) => {}
         }
     }
 
@@ -181,6 +211,7 @@ impl SendStream {
     pub(super) fn priority(&self) -> Option<i32> {
         match &self.0 {
             Sending::Quic(stream) => stream.priority().ok(),
+            Sending::Tcp(_) => None,
         }
     }
 
@@ -191,6 +222,7 @@ impl SendStream {
     pub(super) async fn write_chunk(&mut self, chunk: Bytes) -> io::Result<()> {
         match &mut self.0 {
             Sending::Quic(stream) => stream.write_chunk(chunk).await.map_err(io::Error::from),
+            Sending::Tcp(stream) => stream.write_all(&chunk).await,
         }
     }
 }
@@ -199,18 +231,21 @@ impl AsyncWrite for SendStream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match &mut self.get_mut().0 {
             Sending::Quic(stream) => AsyncWrite::poll_write(Pin::new(stream), cx, bytes),
+            Sending::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
         }
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.get_mut().0 {
             Sending::Quic(stream) => Pin::new(stream).poll_flush(cx),
+            Sending::Tcp(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.get_mut().0 {
             Sending::Quic(stream) => Pin::new(stream).poll_shutdown(cx),
+            Sending::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }
@@ -222,6 +257,7 @@ pub struct RecvStream(Receiving);
 #[derive(Debug)]
 enum Receiving {
     Quic(quinn::RecvStream),
+    Tcp(tcp::Receive),
 }
 
 impl RecvStream {
@@ -236,6 +272,11 @@ impl RecvStream {
                 let chunk = stream.read_chunk(most, true).await.map_err(io::Error::from)?;
                 Ok(chunk.map(|chunk| chunk.bytes))
             }
+            Receiving::Tcp(stream) => {
+                let mut chunk = BytesMut::with_capacity(most);
+                let length = stream.read_buf(&mut chunk).await?;
+                Ok((length > 0).then(|| chunk.freeze()))
+            }
         }
     }
 }
@@ -248,6 +289,7 @@ impl AsyncRead for RecvStream {
     ) -> Poll<io::Result<()>> {
         match &mut self.get_mut().0 {
             Receiving::Quic(stream) => AsyncRead::poll_read(Pin::new(stream), cx, buffer),
+            Receiving::Tcp(stream) => Pin::new(stream).poll_read(cx, buffer),
         }
     }
 }

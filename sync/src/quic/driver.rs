@@ -12,7 +12,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::{mpsc, watch};
 
-use super::connection::{Connection as Link, RecvStream, SendStream};
+use super::choice;
+use super::connection::{Connection as Link, RecvStream, SendStream, Transport};
 use super::endpoint;
 use super::stream::{FrameReader, FrameWriter};
 use super::tls;
@@ -25,6 +26,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Frames of all connections that wait for the engine; beyond, QUIC's flow control holds the peers.
 const WAITING_FRAMES: usize = 256;
+
+/// How long a session runs over TCP before UDP is tried again, unless somebody says otherwise.
+pub const TRY_UDP_AFTER: Duration = Duration::from_secs(600);
 
 /// What the loop cannot do itself.
 pub trait Host: Send + 'static {
@@ -78,18 +82,21 @@ pub fn feed() -> (Feed, mpsc::UnboundedReceiver<Input>) {
 #[derive(Clone)]
 pub struct Dialer {
     /// The site's endpoint.
-    pub endpoint: quinn::Endpoint,
+    pub endpoint: endpoint::Endpoint,
     /// Central as `host:port`, looked up anew at every dial.
     pub central: String,
     /// Pins central and shows the site's certificate; looked at anew at every dial, because certificates are
     /// renewed.
     pub tls: watch::Receiver<tls::Client>,
+    /// How long a session may run over TCP before UDP is tried again.
+    pub try_udp_after: Duration,
 }
 
 impl Dialer {
     /// A dialer that always shows the same certificate.
-    pub fn fixed(endpoint: quinn::Endpoint, central: String, tls: tls::Client) -> Self {
-        Dialer { endpoint, central, tls: watch::Sender::new(tls).subscribe() }
+    pub fn fixed(endpoint: endpoint::Endpoint, central: String, tls: tls::Client) -> Self {
+        let tls = watch::Sender::new(tls).subscribe();
+        Dialer { endpoint, central, tls, try_udp_after: TRY_UDP_AFTER }
     }
 }
 
@@ -228,6 +235,27 @@ impl<H: Host> Driver<H> {
         });
     }
 
+    /// A session over TCP ends as soon as UDP passes again; the engine then dials anew, and UDP goes first.
+    #[expect(clippy::disallowed_methods, reason = "the driver owns the clock of the engine")]
+    fn watch_for_udp(&self, link: &Link) {
+        let Some(dialer) = self.dialer.clone().filter(|_| link.transport() == Transport::Tcp) else { return };
+        let link = link.clone();
+        tokio::spawn(async move {
+            loop {
+                tokio::select! {
+                    _ = link.closed() => return,
+                    () = tokio::time::sleep(dialer.try_udp_after) => {}
+                }
+                let tls = dialer.tls.borrow().clone();
+                if choice::udp_answers(&dialer.endpoint, link.remote_address(), &tls).await {
+                    tracing::info!("UDP passes again: the session moves");
+                    link.close(CloseCode::Done.number(), "UDP passes again");
+                    return;
+                }
+            }
+        });
+    }
+
     /// The first stream that a site opens carries the session.
     fn await_control(&self, site: SiteId, link: Link) {
         let events = self.events.0.clone();
@@ -243,7 +271,8 @@ impl<H: Host> Driver<H> {
     fn handle_event(&mut self, event: Event) {
         match event {
             Event::Dialed(Ok((link, send, receive))) => {
-                tracing::info!(central = %link.remote_address(), "connected");
+                tracing::info!(central = %link.remote_address(), transport = %link.transport(), "connected");
+                self.watch_for_udp(&link);
                 let connection = self.open(Origin::Central, link, send, receive);
                 self.handle(Input::Dialed { connection });
             }
@@ -253,7 +282,8 @@ impl<H: Host> Driver<H> {
                 self.handle(Input::DialFailed { jitter });
             }
             Event::Accepted { site, link, send, receive } => {
-                tracing::info!(%site, address = %link.remote_address(), "site connected");
+                let (address, transport) = (link.remote_address(), link.transport());
+                tracing::info!(%site, %address, %transport, "site connected");
                 self.spawn_streams(site, link.clone());
                 let connection = self.open(Origin::Site(site), link, send, receive);
                 self.handle(Input::Accepted { connection, site });
@@ -318,11 +348,7 @@ const FAR: Duration = Duration::from_secs(365 * 86_400);
 async fn dial(dialer: &Dialer) -> io::Result<(Link, SendStream, RecvStream)> {
     let address = resolve(&dialer.central).await?;
     let tls = dialer.tls.borrow().clone();
-    let connect = endpoint::dial(&dialer.endpoint, address, tls);
-    let link = tokio::time::timeout(2 * PATIENCE, connect)
-        .await
-        .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "central did not answer"))?
-        .map_err(io::Error::other)?;
+    let link = endpoint::dial(&dialer.endpoint, address, tls).await.map_err(io::Error::other)?;
     let (send, receive) = link.open_bi().await.map_err(io::Error::from)?;
     Ok((link, send, receive))
 }

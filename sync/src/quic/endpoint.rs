@@ -1,8 +1,8 @@
-//! The UDP socket, and the door behind it.
+//! The sockets, and the door behind them.
 //!
-//! Central opens a [`Listener`]; each datagram flow that wants in becomes a [`Knock`], and
-//! [`Knock::admit`] makes a [`Guest`] of it or says why not. A site opens one endpoint with [`client`] and
-//! [`dial`]s with it. [`Keys`] outlive the process: with them a restarted program answers packets of
+//! Central opens a [`Listener`] on one port, UDP and TCP; each datagram flow or TCP connection that wants in
+//! becomes a [`Knock`], and [`Knock::admit`] makes a [`Guest`] of it or says why not. A site opens one
+//! [`Endpoint`] with [`client`] and [`dial`]s with it over what passes. [`Keys`] outlive the process: with them a restarted program answers packets of
 //! connections it no longer knows by a stateless reset (RFC 9000 §10.3), so the other side dials again at
 //! its next packet, at the latest after [`KEEP_ALIVE`], instead of waiting for [`IDLE`] to pass.
 //!
@@ -10,18 +10,27 @@
 //! may be reset, which the reset key alone suffices for; a reset is always smaller than its cause and they
 //! are limited in number, so nobody gains by provoking them.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use quinn::{
     ConnectError, ConnectionError, ConnectionId, ConnectionIdGenerator, EndpointConfig, TransportConfig,
     crypto::{AeadKey, CryptoError, HandshakeTokenKey, HmacKey, rustls::HandshakeData},
 };
 use socket2::{Domain, Protocol as IpProtocol, Socket, Type};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tracing::{debug, warn};
 
 use super::{
-    CENTRAL_NAME, CloseCode, Connection, ENROLMENT, SESSION,
+    CloseCode, Connection, ENROLMENT, SESSION, choice,
+    tcp::{
+        CONTENT, Lifeline,
+        door::{Caller, Door},
+    },
     tls::{self, PeerError, SiteCertificate},
 };
 use crate::time::Timestamp;
@@ -120,39 +129,62 @@ pub struct Limits {
     pub handshakes: usize,
     /// Enrolments and renewals in progress from which more are told to come back.
     pub enrolments: usize,
+    /// Handshakes over TCP in progress from which newcomers are hung up on; those over UDP are counted apart.
+    pub tcp_handshakes: usize,
+    /// How many of them may come from one address. A branch with several sites has one, and so has a proxy.
+    pub tcp_handshakes_per_address: usize,
 }
 
 impl Default for Limits {
     /// Enough for a thousand sites that come back together: those refused dial again with jitter.
     fn default() -> Self {
-        Self { retry_above: 64, handshakes: 512, enrolments: 16 }
+        Self {
+            retry_above: 64,
+            handshakes: 512,
+            enrolments: 16,
+            tcp_handshakes: 512,
+            tcp_handshakes_per_address: 64,
+        }
     }
 }
 
+/// How often another free port is tried, where the system chose one that TCP cannot have.
+const PORTS: usize = 16;
+
 /// Central's endpoint.
-#[derive(Debug)]
 pub struct Listener {
     endpoint: quinn::Endpoint,
+    door: Door,
+    /// TLS over TCP for the next caller; QUIC's stands in its endpoint.
+    tcp: Mutex<Arc<rustls::ServerConfig>>,
+    lifeline: watch::Sender<Option<(CloseCode, &'static str)>>,
     keys: Keys,
     limits: Limits,
     handshakes: Arc<Semaphore>,
     enrolments: Arc<Semaphore>,
 }
 
+impl std::fmt::Debug for Listener {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Listener").field("limits", &self.limits).finish_non_exhaustive()
+    }
+}
+
 impl Listener {
-    /// Binds `address` (UDP; an IPv6 address also serves IPv4) and answers there. Needs a tokio runtime.
+    /// Binds `address` (UDP and TCP, with the same port; an IPv6 address also serves IPv4) and answers there.
+    /// Needs a tokio runtime.
     ///
     /// # Errors
-    /// When the address cannot be bound.
+    /// When the address cannot be bound, for one or the other.
     pub fn bind(address: SocketAddr, tls: tls::Server, keys: Keys, limits: Limits) -> io::Result<Self> {
-        let config = server_config(tls, &keys);
-        let endpoint = endpoint(address, Some(config), &keys)?;
+        let (endpoint, door) = bind_both(address, &tls, &keys, limits)?;
         let handshakes = Arc::new(Semaphore::new(limits.handshakes));
         let enrolments = Arc::new(Semaphore::new(limits.enrolments));
-        Ok(Self { endpoint, keys, limits, handshakes, enrolments })
+        let (tcp, lifeline) = (Mutex::new(tls.tcp), watch::Sender::default());
+        Ok(Self { endpoint, door, tcp, lifeline, keys, limits, handshakes, enrolments })
     }
 
-    /// The address bound, with the port that the system chose if none was given.
+    /// The address bound, UDP and TCP alike, with the port that the system chose if none was given.
     ///
     /// # Errors
     /// When the socket is gone.
@@ -162,14 +194,22 @@ impl Listener {
 
     /// Shows another certificate, or accepts other authorities, from the next connection on.
     pub fn set_tls(&self, tls: tls::Server) {
-        self.endpoint.set_server_config(Some(server_config(tls, &self.keys)));
+        *self.tcp.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&tls.tcp);
+        self.endpoint.set_server_config(Some(server_config(&tls, &self.keys)));
     }
 
     /// Waits for the next peer worth a handshake; nothing once the listener was closed. Under load, peers
     /// that did not prove their address are asked to, and what is beyond the limit is refused.
     pub async fn accept(&self) -> Option<Knock> {
         loop {
-            let incoming = self.endpoint.accept().await?;
+            let incoming = tokio::select! {
+                incoming = self.endpoint.accept() => incoming?,
+                caller = self.door.accept() => return Some(self.knock(Knocking::Tcp {
+                    caller,
+                    config: Arc::clone(&self.tcp.lock().unwrap_or_else(PoisonError::into_inner)),
+                    lifeline: self.lifeline.subscribe(),
+                })),
+            };
             let Ok(permit) = self.handshakes.clone().try_acquire_owned() else {
                 incoming.refuse();
                 continue;
@@ -180,23 +220,34 @@ impl Listener {
                 let _ = incoming.retry();
                 continue;
             }
-            return Some(Knock { incoming, _permit: permit, enrolments: self.enrolments.clone() });
+            return Some(self.knock(Knocking::Quic { incoming: Box::new(incoming), _permit: permit }));
         }
+    }
+
+    fn knock(&self, knocking: Knocking) -> Knock {
+        Knock { knocking, enrolments: self.enrolments.clone() }
     }
 
     /// Tells all peers that this program stops, and waits until they were told.
     pub async fn close(&self) {
-        self.endpoint.close(CloseCode::Stopping.code(), b"central is stopping");
-        self.endpoint.wait_idle().await;
+        let (code, reason) = (CloseCode::Stopping, "central is stopping");
+        self.lifeline.send_replace(Some((code, reason)));
+        self.endpoint.close(code.code(), reason.as_bytes());
+        tokio::join!(self.endpoint.wait_idle(), self.lifeline.closed());
     }
 }
 
 /// A peer that wants in. Admit each in a task of its own: a slow peer must not hold up the others.
 #[derive(Debug)]
 pub struct Knock {
-    incoming: quinn::Incoming,
-    _permit: OwnedSemaphorePermit,
+    knocking: Knocking,
     enrolments: Arc<Semaphore>,
+}
+
+#[derive(Debug)]
+enum Knocking {
+    Quic { incoming: Box<quinn::Incoming>, _permit: OwnedSemaphorePermit },
+    Tcp { caller: Caller, config: Arc<rustls::ServerConfig>, lifeline: Lifeline },
 }
 
 /// Who came in.
@@ -207,6 +258,13 @@ pub enum Guest {
         /// Its connection.
         connection: Connection,
         /// Its certificate: verified, valid now. Whether it was revoked, the caller knows.
+        peer: SiteCertificate,
+    },
+    /// A site whose session runs over TCP asks for content, on this connection's one stream.
+    Content {
+        /// The connection.
+        connection: Connection,
+        /// The site's certificate, as above.
         peer: SiteCertificate,
     },
     /// Somebody that speaks [`ENROLMENT`]; hand it to [`enrol::serve`](super::enrol::serve).
@@ -255,7 +313,7 @@ pub enum AdmitError {
         /// Address of the peer.
         peer: SocketAddr,
         /// What it showed.
-        certificate: SiteCertificate,
+        certificate: Box<SiteCertificate>,
     },
     /// Too many enrolments at a time. The peer was told to come back.
     #[error("{peer} was turned away: too many enrolments at a time")]
@@ -281,7 +339,10 @@ impl AdmitError {
 impl Knock {
     /// Address of the peer; proven only after [`admit`](Self::admit).
     pub fn remote_address(&self) -> SocketAddr {
-        self.incoming.remote_address()
+        match &self.knocking {
+            Knocking::Quic { incoming, .. } => incoming.remote_address(),
+            Knocking::Tcp { caller, .. } => caller.address(),
+        }
     }
 
     /// Goes through the handshake and checks what the peer showed. `now` is asked once, at its end.
@@ -289,46 +350,72 @@ impl Knock {
     /// # Errors
     /// When the peer does not get in. It was told why by a [`CloseCode`], unless the handshake itself failed.
     pub async fn admit(self, now: impl Fn() -> Timestamp) -> Result<Guest, AdmitError> {
-        let peer = self.incoming.remote_address();
+        let peer = self.remote_address();
         let failed = |source| AdmitError::Handshake { peer, source };
-        let connecting = self.incoming.accept().map_err(failed)?;
-        let connection = tokio::time::timeout(HANDSHAKE, connecting)
-            .await
-            .map_err(|_| AdmitError::TooSlow { peer })?
-            .map_err(failed)?;
-        let protocol = alpn(&connection);
-        let connection = Connection::over_quic(connection);
+        let handshake = tokio::time::timeout(HANDSHAKE, self.knocking.handshake());
+        let (connection, protocol) =
+            handshake.await.map_err(|_| AdmitError::TooSlow { peer })?.map_err(failed)?;
         match protocol.as_slice() {
-            SESSION => admit_session(connection, peer, now()),
+            SESSION => admit_site(connection, peer, now())
+                .map(|(connection, peer)| Guest::Session { connection, peer }),
+            CONTENT => admit_site(connection, peer, now())
+                .map(|(connection, peer)| Guest::Content { connection, peer }),
             ENROLMENT => admit_applicant(connection, peer, &self.enrolments),
             other => unreachable!("TLS agreed on {other:?}, which is not among our protocols"),
         }
     }
 }
 
-/// Opens a site's endpoint. `bind` is usually the unspecified address with port 0. Needs a tokio runtime.
+impl Knocking {
+    async fn handshake(self) -> Result<(Connection, Vec<u8>), ConnectionError> {
+        match self {
+            Knocking::Quic { incoming, _permit } => {
+                let connection = incoming.accept()?.await?;
+                let protocol = alpn(&connection);
+                Ok((Connection::over_quic(connection), protocol))
+            }
+            Knocking::Tcp { caller, config, lifeline } => {
+                let mut stop = lifeline.clone();
+                let (connection, protocol) = tokio::select! {
+                    through = caller.handshake(config, lifeline) => through?,
+                    // A stranger who says nothing must not hold up the end.
+                    _ = stop.wait_for(Option::is_some) => return Err(ConnectionError::LocallyClosed),
+                };
+                Ok((Connection::over_tcp(connection), protocol))
+            }
+        }
+    }
+}
+
+/// A site's end: its UDP socket, its TCP connections, and what worked last. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Endpoint {
+    pub(super) quic: quinn::Endpoint,
+    pub(super) memory: Arc<choice::Memory>,
+    lifeline: Arc<watch::Sender<Option<(CloseCode, &'static str)>>>,
+}
+
+impl Endpoint {
+    pub(super) fn lifeline(&self) -> Lifeline {
+        self.lifeline.subscribe()
+    }
+
+    /// Waits until the peers of all connections that were closed have been told.
+    pub async fn wait_idle(&self) {
+        tokio::join!(self.quic.wait_idle(), self.lifeline.closed());
+    }
+}
+
+/// Opens a site's endpoint. `bind`, for UDP, is usually the unspecified address with port 0. Needs a tokio runtime.
 ///
 /// # Errors
 /// When the address cannot be bound.
-pub fn client(bind: SocketAddr, keys: &Keys) -> io::Result<quinn::Endpoint> {
-    endpoint(bind, None, keys)
+pub fn client(bind: SocketAddr, keys: &Keys) -> io::Result<Endpoint> {
+    let quic = endpoint(bind, None, keys)?;
+    Ok(Endpoint { quic, memory: Arc::default(), lifeline: Arc::default() })
 }
 
-/// Connects to central at `address` and goes through the handshake.
-///
-/// A refusal of *our* certificate arrives later, on the connection: in TLS 1.3 the client finishes first.
-///
-/// # Errors
-/// When there is no answer, or the other side is not the central that `tls` demands.
-pub async fn dial(
-    endpoint: &quinn::Endpoint,
-    address: SocketAddr,
-    tls: tls::Client,
-) -> Result<Connection, DialError> {
-    let mut config = quinn::ClientConfig::new(tls.quic);
-    config.transport_config(transport(KEEP_ALIVE, IDLE));
-    Ok(Connection::over_quic(endpoint.connect_with(config, address, CENTRAL_NAME)?.await?))
-}
+pub use choice::dial;
 
 /// Why a connection to central did not come about.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -336,19 +423,31 @@ pub enum DialError {
     /// The attempt could not even begin, for example IPv6 from an IPv4 socket.
     #[error(transparent)]
     Start(#[from] ConnectError),
-    /// The handshake failed.
+    /// Somebody answered, and the handshake failed.
     #[error(transparent)]
     Handshake(#[from] ConnectionError),
+    /// Neither transport was answered.
+    #[error("nobody answers: {udp} over UDP, {tcp} over TCP")]
+    Nobody {
+        /// What was seen over UDP.
+        udp: String,
+        /// What was seen over TCP.
+        tcp: String,
+    },
 }
 
-fn admit_session(connection: Connection, peer: SocketAddr, now: Timestamp) -> Result<Guest, AdmitError> {
+fn admit_site(
+    connection: Connection,
+    peer: SocketAddr,
+    now: Timestamp,
+) -> Result<(Connection, SiteCertificate), AdmitError> {
     match tls::peer_certificate(&connection) {
         Ok(certificate) if certificate.is_expired(now) => {
             let reason = format!("the site certificate expired at {}; renew it", certificate.not_after);
             CloseCode::CertificateExpired.close(&connection, &reason);
-            Err(AdmitError::Expired { peer, certificate })
+            Err(AdmitError::Expired { peer, certificate: Box::new(certificate) })
         }
-        Ok(certificate) => Ok(Guest::Session { connection, peer: certificate }),
+        Ok(certificate) => Ok((connection, certificate)),
         Err(source) => {
             let code = match &source {
                 PeerError::NoCertificate => CloseCode::NoCertificate,
@@ -388,13 +487,13 @@ fn alpn(connection: &quinn::Connection) -> Vec<u8> {
         .expect("QUIC requires ALPN (RFC 9001 §8.1), so a finished handshake agreed on a protocol")
 }
 
-fn server_config(tls: tls::Server, keys: &Keys) -> quinn::ServerConfig {
-    let mut config = quinn::ServerConfig::new(tls.quic, Arc::new(TokenKey(keys.token)));
+fn server_config(tls: &tls::Server, keys: &Keys) -> quinn::ServerConfig {
+    let mut config = quinn::ServerConfig::new(tls.quic.clone(), Arc::new(TokenKey(keys.token)));
     config.transport_config(transport(KEEP_ALIVE, IDLE));
     config
 }
 
-fn transport(keep_alive: Duration, idle: Duration) -> Arc<TransportConfig> {
+pub(super) fn transport(keep_alive: Duration, idle: Duration) -> Arc<TransportConfig> {
     let mut config = TransportConfig::default();
     config.keep_alive_interval(Some(keep_alive));
     config.max_idle_timeout(Some(idle.try_into().expect("seconds fit a QUIC integer")));
@@ -406,6 +505,29 @@ fn transport(keep_alive: Duration, idle: Duration) -> Arc<TransportConfig> {
     // Unreliable datagrams are not part of the protocol.
     config.datagram_receive_buffer_size(None);
     Arc::new(config)
+}
+
+/// Binds UDP and TCP with the same port. Where the system chooses it, it chooses for UDP, and TCP may have
+/// given that port away.
+fn bind_both(
+    address: SocketAddr,
+    tls: &tls::Server,
+    keys: &Keys,
+    limits: Limits,
+) -> io::Result<(quinn::Endpoint, Door)> {
+    let mut tries = if address.port() == 0 { PORTS } else { 1 };
+    loop {
+        tries -= 1;
+        let endpoint = endpoint(address, Some(server_config(tls, keys)), keys)?;
+        let bound = endpoint.local_addr()?;
+        match Door::bind(bound, limits.tcp_handshakes, limits.tcp_handshakes_per_address) {
+            Ok(door) => return Ok((endpoint, door)),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && tries > 0 => {}
+            Err(error) => {
+                return Err(io::Error::new(error.kind(), format!("TCP port {}: {error}", bound.port())));
+            }
+        }
+    }
 }
 
 fn endpoint(
@@ -530,6 +652,7 @@ mod tests {
 
     use super::*;
     use crate::quic::{
+        CENTRAL_NAME,
         testing::{Authority, Central, NOW, SITE, clock_at, connect, keys, loopback},
         tls::Protocol,
     };
@@ -626,7 +749,7 @@ mod tests {
         let mut config = quinn::ClientConfig::new(tls.unwrap().quic);
         config.transport_config(transport(keep_alive, idle));
         let site = client(loopback(), &keys(2)).unwrap();
-        let connection = site.connect_with(config, address, CENTRAL_NAME).unwrap().await.unwrap();
+        let connection = site.quic.connect_with(config, address, CENTRAL_NAME).unwrap().await.unwrap();
         central.die();
 
         let central = Mortal::live(server, address, after);
@@ -657,7 +780,8 @@ mod tests {
         let address = listener.local_address().unwrap();
         let validated = tokio::spawn(async move {
             let knock = listener.accept().await.unwrap();
-            let validated = knock.incoming.remote_address_validated();
+            let Knocking::Quic { incoming, .. } = &knock.knocking else { panic!("UDP goes first") };
+            let validated = incoming.remote_address_validated();
             (validated, knock.admit(|| NOW).await.unwrap())
         });
         let certificates = [authority.certificate()];
@@ -850,7 +974,7 @@ mod tests {
     async fn ten_thousand_datagrams_of_garbage_leave_central_serving() {
         let guarded = throw_garbage(Limits::default(), 5_000).await;
         // Without limits nothing is turned away early, so more of it reaches the handshake.
-        let limits = Limits { retry_above: 10_000, handshakes: 10_000, enrolments: 1 };
+        let limits = Limits { retry_above: 10_000, handshakes: 10_000, enrolments: 1, ..Limits::default() };
         let open = throw_garbage(limits, 5_000).await;
         println!("5,000 datagrams began {guarded} handshakes, without limits {open}");
         assert!(guarded > 100 && open > 500);

@@ -19,7 +19,7 @@ use rustls::pki_types::CertificateDer;
 
 use super::{
     CloseCode, connection_error,
-    endpoint::{Applicant, DialError, dial},
+    endpoint::{Applicant, DialError, Endpoint, dial},
     stream::{FrameError, FrameReader, FrameWriter},
     tls::{self, Identity, Presented, Protocol, SiteCertificate, SiteKey, WallClock},
 };
@@ -446,9 +446,9 @@ impl EnrolError {
 fn explain_dial(source: &DialError) -> (String, &'static str) {
     let text = source.to_string();
     match source {
-        DialError::Handshake(ConnectionError::TimedOut) => (
-            "no answer within 20 s".into(),
-            "check address and port, that central runs, and that no firewall drops UDP between here and there",
+        DialError::Nobody { .. } => (
+            text,
+            "check address and port, that central runs, and that no firewall drops both UDP and TCP between here and there",
         ),
         DialError::Handshake(ConnectionError::ConnectionClosed(close))
             if close.error_code == quinn::TransportErrorCode::CONNECTION_REFUSED =>
@@ -529,7 +529,7 @@ fn chain(error: &dyn std::error::Error) -> String {
 /// # Errors
 /// See [`EnrolError::explain`].
 pub async fn enrol(
-    endpoint: &quinn::Endpoint,
+    endpoint: &Endpoint,
     address: SocketAddr,
     token: &Token,
     name: &str,
@@ -563,7 +563,7 @@ pub async fn enrol(
 /// # Errors
 /// See [`EnrolError::explain`].
 pub async fn renew(
-    endpoint: &quinn::Endpoint,
+    endpoint: &Endpoint,
     address: SocketAddr,
     identity: Identity,
     authorities: &[CertificateDer<'static>],
@@ -578,7 +578,7 @@ pub async fn renew(
 }
 
 async fn ask(
-    endpoint: &quinn::Endpoint,
+    endpoint: &Endpoint,
     address: SocketAddr,
     config: tls::Client,
     request: &Request,
@@ -856,7 +856,7 @@ mod tests {
         }
     }
 
-    fn site() -> quinn::Endpoint {
+    fn site() -> Endpoint {
         endpoint::client(loopback(), &keys(2)).unwrap()
     }
 
@@ -1056,8 +1056,8 @@ mod tests {
         let explain = |source: DialError| EnrolError::Unreachable { address, source }.explain();
         expect![[r#"
             error: central at 192.0.2.1:7443 could not be reached
-              why: no answer within 20 s
-              next: check address and port, that central runs, and that no firewall drops UDP between here and there"#]].assert_eq(&explain(ConnectionError::TimedOut.into()));
+              why: nobody answers: no answer within 10 s over UDP, Connection refused (os error 111) over TCP
+              next: check address and port, that central runs, and that no firewall drops both UDP and TCP between here and there"#]].assert_eq(&explain(DialError::Nobody { udp: "no answer within 10 s".into(), tcp: "Connection refused (os error 111)".into() }));
         expect![[r#"
             error: central at 192.0.2.1:7443 could not be reached
               why: invalid remote address: 192.0.2.1:7443

@@ -13,6 +13,10 @@ pub mod tls;
 
 pub mod connection;
 
+mod tcp;
+
+mod choice;
+
 pub mod endpoint;
 
 pub mod stream;
@@ -26,7 +30,7 @@ use std::io;
 use quinn::{ConnectionError, VarInt};
 
 pub use connection::{Connection, RecvStream, SendStream, Transport};
-pub use quinn::Endpoint;
+pub use endpoint::Endpoint;
 
 /// ALPN of a session between a site and central (RFC 7301).
 pub const SESSION: &[u8] = b"holdfast/1";
@@ -37,7 +41,7 @@ pub const ENROLMENT: &[u8] = b"holdfast-enrol/1";
 /// Name in central's certificate (a DNS SAN), whatever address it is reached at.
 pub const CENTRAL_NAME: &str = "central.holdfast";
 
-/// UDP port that central listens on unless told otherwise.
+/// Port, UDP and TCP, that central listens on unless told otherwise.
 pub const DEFAULT_PORT: u16 = 7443;
 
 /// Why one side closed a connection: the application error code of QUIC's CONNECTION_CLOSE

@@ -43,7 +43,7 @@ use rustls::{
 };
 use x509_parser::prelude::{ASN1Time, FromDer, GeneralName, X509Certificate};
 
-use super::{CENTRAL_NAME, Connection, ENROLMENT, SESSION};
+use super::{CENTRAL_NAME, Connection, ENROLMENT, SESSION, tcp::CONTENT};
 use crate::{
     blob::Digest,
     id::{SiteId, hex},
@@ -281,12 +281,16 @@ impl Clone for Identity {
 #[derive(Clone)]
 pub struct Server {
     pub(super) quic: Arc<QuicServerConfig>,
+    pub(super) tcp: Arc<rustls::ServerConfig>,
 }
 
 /// A site's side of TLS for one protocol, ready for the transport. Cheap to clone.
 #[derive(Clone)]
 pub struct Client {
     pub(super) quic: Arc<QuicClientConfig>,
+    pub(super) tcp: Arc<rustls::ClientConfig>,
+    /// For a session over TCP: asks for a blob beside it.
+    pub(super) content: Option<Arc<rustls::ClientConfig>>,
     succeeded: Arc<AtomicBool>,
 }
 
@@ -322,8 +326,13 @@ pub fn server_config(
     config.alpn_protocols = vec![SESSION.to_vec(), ENROLMENT.to_vec()];
     config.max_early_data_size = 0;
     config.send_tls13_tickets = 0;
+    let mut tcp = config.clone();
+    tcp.alpn_protocols.push(CONTENT.to_vec());
     let quic = QuicServerConfig::try_from(config);
-    Ok(Server { quic: Arc::new(quic.expect("the provider has the suite of QUIC's initial packets")) })
+    Ok(Server {
+        tcp: Arc::new(tcp),
+        quic: Arc::new(quic.expect("the provider has the suite of QUIC's initial packets")),
+    })
 }
 
 /// The side of a site that has a certificate. Central must be certified by one of `authorities` under the
@@ -450,9 +459,15 @@ fn finish_client(
     config.alpn_protocols = vec![protocol.alpn().to_vec()];
     config.enable_early_data = false;
     config.resumption = Resumption::disabled();
+    let content = (protocol == Protocol::Session).then(|| {
+        let mut content = config.clone();
+        content.alpn_protocols = vec![CONTENT.to_vec()];
+        Arc::new(content)
+    });
     let quic = QuicClientConfig::try_from(config.clone());
     let quic = Arc::new(quic.expect("the provider has the suite of QUIC's initial packets"));
-    Client { quic, succeeded }
+
+    Client { quic, tcp: Arc::new(config.clone()), content, succeeded }
 }
 
 fn roots(authorities: &[CertificateDer<'static>]) -> Result<Arc<RootCertStore>, TlsError> {
