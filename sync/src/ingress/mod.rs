@@ -21,6 +21,8 @@ mod semantic;
 mod authorize;
 mod verify;
 pub mod snapshot;
+#[cfg(test)]
+mod steps;
 
 use automerge::{Change, ChangeHash, ExpandedChange, LoadChangeError};
 
@@ -757,7 +759,7 @@ mod tests {
     }
 
     /// A document with some history, and an honest change that may follow it.
-    fn situation(random: &mut Random) -> (Document, Change) {
+    pub(super) fn situation(random: &mut Random) -> (Document, Change) {
         let mut document = Document::new(Kind::Node, DocumentId([7; 16]));
         let mut at = 0;
         let mut next = |document: &mut Document, incarnation: u8, site: Origin, random: &mut Random| {
@@ -788,7 +790,7 @@ mod tests {
     }
 
     /// Changes some bytes of the body, and the checksum with them.
-    fn mutate_bytes(change: &Change, random: &mut Random) -> Vec<u8> {
+    pub(super) fn mutate_bytes(change: &Change, random: &mut Random) -> Vec<u8> {
         let mut bytes = change.raw_bytes().to_vec();
         for _ in 0..=random.below(3) {
             let at = 10 + random.below(bytes.len() - 10);
@@ -806,7 +808,7 @@ mod tests {
     }
 
     /// Changes what the change means, and encodes it as Automerge would.
-    fn mutate_meaning(document: &Document, change: &Change, random: &mut Random) -> Vec<u8> {
+    pub(super) fn mutate_meaning(document: &Document, change: &Change, random: &mut Random) -> Vec<u8> {
         let mut change = change.decode();
         let hashes: Vec<ChangeHash> =
             document.automerge().get_changes_meta(&[]).iter().map(|meta| meta.hash).collect();
@@ -870,7 +872,7 @@ mod tests {
     }
 
     /// Whether a document comes back from its own bytes, also after the next local change.
-    fn survives(document: &Document, random: &mut Random) -> bool {
+    pub(super) fn survives(document: &Document, random: &mut Random) -> bool {
         let mut document = document.clone();
         let loads = |document: &Document| {
             let loaded = Document::load(document.kind(), document.id(), &document.save());
