@@ -138,6 +138,8 @@ pub struct World {
     pub counts: BTreeMap<&'static str, u64>,
     /// Stands between engines and stores.
     pub between: Option<Between>,
+    /// Copies of every frame with who sent it, as long as somebody wants them.
+    pub heard: Option<Vec<(Origin, Vec<u8>)>>,
     /// Frames that were sent.
     pub frames: u64,
     /// Bytes of them.
@@ -170,6 +172,7 @@ impl World {
             history: History::default(),
             counts: BTreeMap::new(),
             between: None,
+            heard: None,
             frames: 0,
             bytes: 0,
             heartbeat,
@@ -715,6 +718,9 @@ impl World {
             self.count(what);
             self.tell(origin, format!("sends {what}"));
             bytes = worse;
+        }
+        if let Some(heard) = &mut self.heard {
+            heard.push((origin, bytes.clone()));
         }
         let Some(end) = self.lines.get_mut(&connection).and_then(|line| line.ends.get_mut(&origin)) else {
             return;
