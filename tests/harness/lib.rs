@@ -9,7 +9,7 @@
 //! is a PXE client that speaks real packets.
 //!
 //! Deliberately absent: anything that decides. The harness plays the network and the machines; what is
-//! right or wrong stands in the suites.
+//! right or wrong stands in the suites, and for mutants of changes in `mutant::trial`, which a bench shares.
 
 pub mod random;
 pub mod link;
