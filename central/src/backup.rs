@@ -66,7 +66,7 @@ pub fn put_back(data: &Path, from: &Path, now: Timestamp, say: &mut dyn FnMut(&s
         say("send these files with `PUT /api/v1/blobs` again, or copy the folder of blobs");
     }
     say("next: start the server; it takes back from its sites what it has lost, and issues no order until \
-         somebody ends its recovery");
+         somebody ends its recovery with `holdfast-central resume`");
     Ok(())
 }
 

@@ -115,6 +115,31 @@ impl Client {
         }
     }
 
+    /// What the server says of its recovery.
+    ///
+    /// # Errors
+    /// When the server is not reached or refuses.
+    pub fn recovery(&self) -> Result<Value, Failure> {
+        let what = "it is not known whether central is in recovery".to_string();
+        let (status, body) = self.call(&what, "GET", "/recovery", None)?;
+        if status == 200 { Ok(body) } else { Err(self.refused(what, status, &body)) }
+    }
+
+    /// Ends the recovery of the server; `anyway`: also where sites have not given back what they have. Tells
+    /// whether it was in one, and the sites that had not.
+    ///
+    /// # Errors
+    /// When the server is not reached or refuses.
+    pub fn resume(&self, why: &str, anyway: bool) -> Result<(bool, Vec<String>), Failure> {
+        let what = "the recovery of central was not ended".to_string();
+        let body = json!({ "why": why, "anyway": anyway });
+        let (status, body) = self.call(&what, "POST", "/recovery/resume", Some(&body))?;
+        match (status, body["was_recovering"].as_bool(), body["without"].as_array()) {
+            (200, Some(was), Some(without)) => Ok((was, without.iter().map(name_of).collect())),
+            _ => Err(self.refused(what, status, &body)),
+        }
+    }
+
     fn call(
         &self,
         what: &str,
@@ -179,4 +204,10 @@ pub fn authority_text(shown: &Value) -> String {
         );
     }
     text
+}
+
+/// What people call a site in an answer.
+pub fn name_of(site: &Value) -> String {
+    let text = |field: &str| site[field].as_str().filter(|text| !text.is_empty());
+    text("name").or(text("site")).unwrap_or_default().to_string()
 }

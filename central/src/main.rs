@@ -62,7 +62,15 @@ Examples:
 
 The server must be stopped. The old database stays in the folder under another name; keys that are there stay as
 they are. Afterwards central takes back from its sites what it has lost, and issues no order until somebody ends
-its recovery.";
+its recovery with `resume`.";
+
+const RESUME_EXAMPLES: &str = "\
+Examples:
+  holdfast-central resume --why 'all sites are back'
+  holdfast-central resume --anyway --why 'oslo burned down'
+
+After a restore central is in recovery: it takes back from the sites what it has lost and gives no order. Without
+--anyway this waits for every site that may have something, and names those that have not given it back.";
 
 const AUTHORITY_EXAMPLES: &str = "\
 Examples:
@@ -134,6 +142,26 @@ enum Command {
         /// Folder of the backup
         #[arg(long, value_name = "FOLDER")]
         from: PathBuf,
+    },
+    /// Shows whether central is in recovery, and which sites have given back what they have
+    #[command(after_help = "Examples:\n  holdfast-central recovery")]
+    Recovery {
+        /// The running server [default: http:// and `listen_http`]
+        #[arg(long, value_name = "URL", env = "HOLDFAST_CENTRAL_SERVER")]
+        server: Option<String>,
+    },
+    /// Ends the recovery: central gives orders again
+    #[command(after_help = RESUME_EXAMPLES)]
+    Resume {
+        /// Also where sites have not given back what they have
+        #[arg(long)]
+        anyway: bool,
+        /// For the journal
+        #[arg(long, value_name = "TEXT", default_value = "")]
+        why: String,
+        /// The running server [default: http:// and `listen_http`]
+        #[arg(long, value_name = "URL", env = "HOLDFAST_CENTRAL_SERVER")]
+        server: Option<String>,
     },
     /// Looks at the configuration
     #[command(subcommand)]
@@ -220,6 +248,8 @@ fn run(command: Command, settings: Settings) -> Result<(), Failure> {
         Command::Restore { from } => {
             backup::put_back(&config.data_dir, &from, Edge::of_this_machine().now(), &mut say_line)
         }
+        Command::Recovery { server } => show_recovery(&client(&config, server)?.recovery()?),
+        Command::Resume { anyway, why, server } => resume(&client(&config, server)?, anyway, &why),
         Command::Config(ConfigCommand::Check) => {
             let source = file.map_or("no file; defaults".into(), |file| file.display().to_string());
             say(&format!("# {source}, environment and flags\n{config}"))
@@ -243,6 +273,40 @@ fn serve(config: &Config) -> Result<(), Failure> {
         drop(say(&format!("quic {}\nhttp {}\nready\n", server.quic(), server.http())));
     };
     runtime.block_on(event_loop::serve(config, announce))
+}
+
+/// The running server, as this command line reaches it.
+fn client(config: &Config, server: Option<String>) -> Result<Client, Failure> {
+    let url = server.unwrap_or_else(|| config.http_url());
+    Client::open(&url, &config.data_dir.join(ADMIN_TOKEN))
+}
+
+fn show_recovery(found: &serde_json::Value) -> Result<(), Failure> {
+    let text = |value: &serde_json::Value| value.as_str().unwrap_or("never").to_string();
+    if found["recovering"] != true {
+        return say("central is not in recovery\n");
+    }
+    let mut lines = format!("in recovery since {}: {}\n", text(&found["since"]), text(&found["why"]));
+    for site in found["sites"].as_array().into_iter().flatten() {
+        let (name, stage) = (client::name_of(site), text(&site["stage"]));
+        lines += &format!("  {stage:<10} {name}, last heard {}\n", text(&site["heard_at"]));
+    }
+    say(&lines)
+}
+
+fn resume(client: &Client, anyway: bool, why: &str) -> Result<(), Failure> {
+    let (was, without) = client.resume(why, anyway)?;
+    if !without.is_empty() {
+        eprintln!("these sites have not given back what they have: {}", without.join(", "));
+        eprintln!(
+            "what they give back later is taken all the same; orders for their machines may contradict it"
+        );
+    }
+    say(if was {
+        "the recovery is over; central gives orders again\n"
+    } else {
+        "central was not in recovery; nothing was changed\n"
+    })
 }
 
 fn create_token(config: &Config, url: &str, site: &str, describe: &str) -> Result<(), Failure> {

@@ -50,6 +50,9 @@ pub struct Status {
     pub pxe_enabled: bool,
     /// Why no orders are followed, if so.
     pub suspended: Option<String>,
+    /// Whether central was restored and gives no orders yet; those that have arrived since wait.
+    #[serde(default)]
+    pub central_recovers: bool,
     /// Nodes in this replica.
     pub nodes: u64,
     /// Number of tasks of this site by state.
@@ -220,6 +223,7 @@ pub(crate) fn of(
         unknown_machines: settings.map_or(default.unknown_machines, |settings| settings.unknown_machines),
         pxe_enabled: settings.map_or(default.pxe_enabled, |settings| settings.pxe_enabled),
         suspended: view.suspended()?,
+        central_recovers: view.central_recovers()?,
         nodes: view.count_nodes(None)?,
         tasks,
         ready,
@@ -282,6 +286,12 @@ impl fmt::Display for Status {
         if let Some(why) = &self.suspended {
             writeln!(f, "suspended   no order is followed: {why}")?;
             writeln!(f, "            confirm with `holdfast-site resume`, or let central do it")?;
+        }
+        if self.central_recovers {
+            writeln!(
+                f,
+                "recovery    central was restored; orders that have arrived since wait until it has recovered"
+            )?;
         }
         if !self.pxe_enabled {
             writeln!(f, "boot        switched off for this site")?;

@@ -23,6 +23,9 @@ use sync::{
 
 use crate::{StoreError, Tx, log::signed};
 
+/// Epochs above this are nobody's: a person who changes a setting every second needs a century.
+const MAX_SEEN: u64 = u32::MAX as u64;
+
 /// Who delivers changes, and the settings epoch that held at that position of its log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Position {
@@ -136,11 +139,15 @@ impl<'t> Tx<'t> {
         // Everybody who passed writes in his own name, also in what central told once.
         if let Some(first) = verified.writes.first() {
             register(self.sql, verified.change.actor_id().to_bytes(), first.written.site)?;
+            if let Origin::Site(site) = first.written.site {
+                self.see_epoch(site, first.written.policy_epoch)?;
+            }
         }
         if let (Kind::Site, id) = document {
             let effective = verified.writes.iter().filter(|write| write.path() == "effective");
             for effective in effective.filter_map(|write| Effective::from_fields(&write.fields).ok()) {
                 self.mint_epoch(id.into(), &effective)?;
+                self.see_epoch(id.into(), effective.epoch)?;
             }
         }
         Ok(())
@@ -149,10 +156,37 @@ impl<'t> Tx<'t> {
     /// Notes that a site follows an epoch from here on. An older one than before changes nothing: a site
     /// does not get back by itself what it was once allowed.
     pub(crate) fn note_epoch(&self, site: SiteId, epoch: u64) -> Result<(), StoreError> {
+        self.see_epoch(site, epoch)?;
         self.sql
             .prepare_cached("UPDATE peers SET epoch = max(epoch, ?2) WHERE peer = ?1")?
             .execute(params![Origin::Site(site).to_string(), signed(epoch)])?;
         Ok(())
+    }
+
+    /// Keeps that there is such an epoch of a site, because somebody told of it: central may have made it in a
+    /// life that is gone, and never makes it again. What no central would have reached is not believed.
+    pub(crate) fn see_epoch(&self, site: SiteId, epoch: u64) -> Result<(), StoreError> {
+        if epoch > MAX_SEEN {
+            return Ok(());
+        }
+        let peer = Origin::Site(site).to_string();
+        self.sql.prepare_cached("INSERT OR IGNORE INTO peers (peer) VALUES (?1)")?.execute([&peer])?;
+        self.sql
+            .prepare_cached("UPDATE peers SET seen_epoch = ?2 WHERE peer = ?1 AND seen_epoch < ?2")?
+            .execute(params![peer, signed(epoch)])?;
+        Ok(())
+    }
+
+    /// The highest epoch of a site's settings that there is, as far as is known here.
+    pub(crate) fn highest_epoch(&self, site: SiteId) -> Result<u64, StoreError> {
+        let highest: i64 = self
+            .sql
+            .prepare_cached(
+                "SELECT max(ifnull((SELECT max(epoch) FROM epochs WHERE site = ?1), 0),
+                     ifnull((SELECT seen_epoch FROM peers WHERE peer = ?2), 0))",
+            )?
+            .query_row(params![site.as_bytes(), Origin::Site(site).to_string()], |row| row.get(0))?;
+        Ok(highest.unsigned_abs())
     }
 
     /// Remembers what a site may decide under an epoch that central makes.

@@ -89,6 +89,9 @@ pub enum StoreError {
     /// What was asked contradicts what holds; the reason is for the person who asked.
     #[error("{0}")]
     Refused(Reason),
+    /// Central is in recovery, and gives no order until somebody ends it. The reason is what began it.
+    #[error("central is in recovery and gives no order: {0}")]
+    Recovering(Reason),
     /// The writer has stopped.
     #[error("the store is closed")]
     Closed,

@@ -97,6 +97,8 @@ impl Tx<'_> {
                 }
             }
         }
+        // Before the orders that it is about.
+        self.tell_recovering(peer)?;
         let mut changes = 0;
         // Sites before all else: a central that was restored learns from them again what it had allowed,
         // before it judges what was done since.

@@ -3,7 +3,8 @@
 //! [`Store`] is the door. `writer` owns the one writing connection: a command is a closure that runs in a
 //! transaction ([`Tx`]); several that wait are committed together, and nothing is answered before that.
 //! `documents`, `log`, `journal`, `peers` and `authority` are what a transaction can do; `scope`, `directory` and
-//! `reset` say what a site holds; `life` says when another life of the database begins, `backup` keeps a database and puts it back, `join` is how it meets its peers;
+//! `reset` say what a site holds; `life` says when another life of the database begins, `recovery` what central does not do after that,
+//! `backup` keeps a database and puts it back, `join` is how it meets its peers;
 //! `command` are the changes that people and machines ask for; `view` are the derived tables that everything
 //! reads; `replica` answers the replication engine; `blobs` holds content.
 //!
@@ -16,6 +17,7 @@ mod error;
 mod schema;
 mod writer;
 mod life;
+mod recovery;
 pub mod backup;
 
 mod documents;
@@ -43,6 +45,7 @@ use std::{
 pub use directory::DirectoryRow;
 pub use error::StoreError;
 pub use peers::Standing;
+pub use recovery::{Awaited, Ended, Recovery, Stage};
 pub use view::View;
 pub use writer::{Committed, Tx};
 

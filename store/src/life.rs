@@ -10,7 +10,13 @@
 //! Central also keeps a key beside its database. What it tells is sealed with it, so that a central that
 //! was restored knows its own log and its own changes again, whoever brings them back.
 
-use std::{collections::BTreeMap, fs, io::Write as _, path::Path, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    io::Write as _,
+    path::Path,
+    sync::Arc,
+};
 
 use rusqlite::{Connection, TransactionBehavior, params};
 use sync::{
@@ -50,6 +56,7 @@ pub(crate) fn settle(connection: &mut Connection, opening: &Opening) -> Result<S
     };
     if let Some(why) = &ended {
         set_meta(&transaction, "suspended", why.as_bytes())?;
+        set_meta(&transaction, "suspended_at", &opening.given.now.0.to_be_bytes())?;
         begin_all_logs(&transaction)?;
         transaction.execute("UPDATE documents SET actor = NULL", [])?;
     }
@@ -80,9 +87,7 @@ pub(crate) fn settle(connection: &mut Connection, opening: &Opening) -> Result<S
     if inside != Some(incarnation) {
         write_beside(&beside, &format!("{} {starts}", hex(incarnation.as_bytes())))?;
     }
-    transaction.commit()?;
-    write_beside(&beside, &format!("{} {}", hex(incarnation.as_bytes()), starts + 1))?;
-    Ok(State {
+    let mut state = State {
         origin: opening.origin,
         incarnation,
         beside,
@@ -91,7 +96,28 @@ pub(crate) fn settle(connection: &mut Connection, opening: &Opening) -> Result<S
         clock: Clock::resume(last),
         open: BTreeMap::new(),
         used: Vec::new(),
-    })
+    };
+    if let Some(reason) = ended {
+        note_life(&transaction, &mut state, &opening.given, reason)?;
+    }
+    transaction.commit()?;
+    write_beside(&state.beside, &format!("{} {}", hex(incarnation.as_bytes()), starts + 1))?;
+    Ok(state)
+}
+
+/// Records that another life began at this start.
+fn note_life(sql: &Connection, state: &mut State, given: &Given, reason: String) -> Result<(), StoreError> {
+    let incarnation = state.incarnation;
+    let mut tx = Tx {
+        sql,
+        state: &mut *state,
+        given: given.clone(),
+        author: None,
+        touched: BTreeSet::new(),
+        grown: BTreeMap::new(),
+    };
+    tx.journal(Event::LifeBegun { incarnation, reason })?;
+    set_meta(sql, "clock", &state.clock.last().0.to_be_bytes())
 }
 
 impl Tx<'_> {
@@ -114,10 +140,12 @@ impl Tx<'_> {
 
     /// Follows no order any more until [`Tx::resume_orders`], and says why.
     pub fn suspend_orders(&mut self, why: &Reason) -> Result<(), StoreError> {
-        set_meta(self.sql, "suspended", why.as_str().as_bytes())
+        set_meta(self.sql, "suspended", why.as_str().as_bytes())?;
+        set_meta(self.sql, "suspended_at", &self.given.now.0.to_be_bytes())
     }
 
-    /// Follows orders again. Tells whether they were not followed; nothing happens otherwise.
+    /// Follows orders again, or at central gives them. Tells whether they were not followed; nothing happens
+    /// otherwise.
     pub fn resume_orders(&mut self) -> Result<bool, StoreError> {
         let by = self.given.by.clone();
         self.resume_orders_by(&by)
@@ -127,11 +155,13 @@ impl Tx<'_> {
     pub(crate) fn resume_orders_by(&mut self, by: &str) -> Result<bool, StoreError> {
         let resumed = self.sql.execute("DELETE FROM meta WHERE key = 'suspended'", [])? > 0;
         if resumed {
+            self.sql.execute("DELETE FROM meta WHERE key = 'suspended_at'", [])?;
             let incarnation = self.state.incarnation;
             let acts = std::mem::replace(&mut self.author()?.by, by.to_string());
             let noted = self.journal(Event::OrdersResumed { incarnation });
             self.author()?.by = acts;
             noted?;
+            self.recovered()?;
         }
         Ok(resumed)
     }
@@ -169,7 +199,7 @@ pub(crate) fn begin_logs(sql: &Connection, peer: Origin) -> Result<(), StoreErro
     sql.prepare_cached("INSERT OR IGNORE INTO peers (peer) VALUES (?1)")?.execute([&peer])?;
     sql.prepare_cached(
         "UPDATE peers SET pulled = 0, pulled_rolling = zeroblob(16), seal = NULL, acknowledged = 0,
-             life = NULL, anew = 1, agrees = NULL
+             life = NULL, anew = 1, agrees = NULL, returned = 0
          WHERE peer = ?1",
     )?
     .execute([&peer])?;

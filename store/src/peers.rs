@@ -89,6 +89,9 @@ impl Tx<'_> {
         let bond = self.bond(peer)?;
         let life = self.state.incarnation;
         let Claim { pulled, seal, .. } = *claim;
+        if let Origin::Site(site) = peer {
+            self.see_epoch(site, claim.policy_epoch)?;
+        }
         let common = bond.life == Some(claim.incarnation) && !bond.anew && claim.central == Some(life);
         if !common {
             // Also where the answer to its first greeting never reached the site: nothing was exchanged since.
@@ -277,6 +280,7 @@ impl Tx<'_> {
         }
         if kind == Kind::Site {
             crate::command::site::follow_resumed(self, id.into())?;
+            crate::command::site::settle_epoch(self, id.into())?;
         }
         Ok(admitted.ours_came_back)
     }
@@ -287,6 +291,7 @@ impl Tx<'_> {
         match (self.state.origin, note) {
             (Origin::Site(_), Note::Dropped(id)) => self.drop_document(peer, id),
             (Origin::Site(_), Note::Stubs(stubs)) => self.take_stubs(&stubs),
+            (Origin::Site(_), Note::Recovering(is)) => self.take_recovering(is),
             (Origin::Site(_), Note::Reset(kind, id, reset)) => self.take_reset(peer, kind, id, &reset),
             (Origin::Site(_), Note::Unknown) | (Origin::Central, _) => Ok(()),
         }
@@ -343,6 +348,10 @@ impl Tx<'_> {
         drop(statement);
         let expected = self.at_position(site, held, pulled)?;
         let agrees = expected.agrees(found);
+        // The site states its heads only where nothing of its log is left to tell.
+        if agrees && found.heads.is_some() {
+            self.note_returned(site)?;
+        }
         tracing::debug!(%site, pulled, pushed, ?expected, ?found, agrees, "compared");
         Ok(Some(agrees))
     }
@@ -419,6 +428,7 @@ enum Note {
     Dropped(DocumentId),
     Stubs(Vec<Stub>),
     Reset(Kind, DocumentId, Reset),
+    Recovering(bool),
     Unknown,
 }
 
@@ -429,6 +439,7 @@ impl Note {
             (Item { reset: Some(reset), .. }, Some(kind), Some(id)) => Note::Reset(kind, id, reset.clone()),
             (Item { dropped: Some(true), .. }, _, Some(id)) => Note::Dropped(id),
             (Item { stubs: Some(stubs), .. }, ..) => Note::Stubs(stubs.clone()),
+            (Item { recovering: Some(is), .. }, ..) => Note::Recovering(*is),
             _ => Note::Unknown,
         }
     }

@@ -1,22 +1,33 @@
 //! Databases that go back in time, with and without saying so, and what becomes of what was done since.
 
-use std::{fs, path::Path, time::Duration};
+use std::{collections::BTreeMap, fs, path::Path, time::Duration};
 
+use expect_test::expect;
 use harness::world::World;
 use store::{
+    Ended, Stage, StoreError,
     command::{
         boot::{self, Answered},
         node::{self, NodeEdit},
-        site,
+        report::{self, Report},
+        site::{self, SettingsEdit},
+        task::{self, NewTask},
+        workflow::{self, NewVersion},
     },
-    view::{JournalFilter, NodeFilter},
+    view::{JournalFilter, NodeFilter, TaskRow},
 };
-use sync::id::{MacAddr, Origin, SiteId};
+use sync::{
+    blob::Digest,
+    document::workflow::Identity,
+    id::{MacAddr, NodeId, Origin, ReportId, SiteId, WorkflowId},
+    journal::Event,
+    policy::{Autonomy, TaskState},
+};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
 /// How a replica's folder comes back.
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 enum Back {
     /// The database alone, as `restore` and most people do it.
     Database,
@@ -84,7 +95,7 @@ fn facts(world: &World, origin: Origin, site: SiteId) -> Vec<String> {
     let rows = world.store(origin).read(|view| view.journal(&filter)).expect("the store reads");
     rows.iter()
         .filter_map(|row| match &row.event {
-            Some(sync::journal::Event::NodeDiscovered { mac, .. }) => Some(format!("discovered {mac}")),
+            Some(Event::NodeDiscovered { mac, .. }) => Some(format!("discovered {mac}")),
             _ => None,
         })
         .collect()
@@ -186,7 +197,7 @@ fn p15_central_confirms_that_a_restored_site_follows_orders_and_only_in_that_lif
     world.until("central has the entry", MINUTE, |world| {
         let rows = world.store(Origin::Central).read(|view| view.journal(&filter)).unwrap();
         let resumed = rows.iter().filter(|row| {
-            matches!(&row.event, Some(sync::journal::Event::OrdersResumed { incarnation })
+            matches!(&row.event, Some(Event::OrdersResumed { incarnation })
                 if *incarnation == world.store(site).incarnation() && row.by == "ann")
         });
         resumed.count() == 1
@@ -246,4 +257,317 @@ fn p15_a_restored_central_takes_back_from_its_sites_what_it_has_lost() {
 #[test]
 fn p15_a_central_that_was_rolled_back_without_being_told_is_found_out_by_its_own_seal() {
     check_central(Back::Everything, 10);
+}
+
+/// What a site sees of a machine that asks for its go-ahead.
+fn go_ahead(world: &mut World, site: SiteId, task: &TaskRow) -> String {
+    let (report, node, about) = (ReportId(world.random.bytes()), task.node, (task.id, 1));
+    let ask = move |tx: &mut store::Tx<'_>| report::event(tx, site, report, node, about, &Report::GoAhead);
+    let answer = world.run(Origin::Site(site), "machine", ask).expect("the report is taken");
+    format!("{} {}", answer.status, answer.body["why"].as_str().unwrap_or("go"))
+}
+
+fn publish(world: &mut World) -> WorkflowId {
+    let text = |word: &str| word.to_string();
+    let identity = Identity {
+        name: text("debian-12"),
+        os_family: text("debian"),
+        arch: text("x86_64"),
+        boot_method: text("kernel"),
+    };
+    let files = ["kernel", "initrd"].map(|role| (role.to_string(), (Digest::of(role.as_bytes()), 6)));
+    let version = NewVersion { files: files.into(), kernel_args: String::new(), needs_approval: false };
+    world.run(Origin::Central, "ann", move |tx| workflow::create(tx, &identity, &version)).unwrap().id
+}
+
+fn create(world: &mut World, site: SiteId, last: u8) -> NodeId {
+    let mac = MacAddr([0x52, 0x54, 0, 0, 1, last]);
+    let name = format!("pos-{last}");
+    world.run(Origin::Central, "ann", move |tx| node::create(tx, mac, site, &name)).unwrap()
+}
+
+fn order(world: &mut World, node: NodeId, workflow: WorkflowId) -> Result<TaskRow, StoreError> {
+    let new = NewTask { node, workflow, version: None, parameters: BTreeMap::new(), tags: BTreeMap::new() };
+    world.run(Origin::Central, "ann", move |tx| task::create(tx, &new))
+}
+
+/// The journal of one replica, as facts.
+fn events(world: &World, origin: Origin) -> Vec<Event> {
+    let rows = world.store(origin).read(|view| view.journal(&JournalFilter::default()));
+    rows.expect("the store reads").into_iter().filter_map(|row| row.event).collect()
+}
+
+/// How far the sites are that a recovering central waits for.
+fn stages(world: &World) -> Vec<(String, Stage)> {
+    let recovery = world.store(Origin::Central).read(|view| view.recovery()).expect("central reads");
+    recovery.map(|it| it.sites.into_iter().map(|site| (site.name, site.stage)).collect()).unwrap_or_default()
+}
+
+fn end_recovery(world: &mut World, anyway: bool) -> Ended {
+    world.run(Origin::Central, "ann", move |tx| tx.end_recovery("looked at it", anyway)).unwrap()
+}
+
+#[test]
+fn p15_a_recovering_central_gives_no_order_settles_nothing_and_says_whom_it_waits_for() {
+    let mut world = World::new(21);
+    let (lyon, bern) = (world.add_site("lyon"), world.add_site("bern"));
+    let workflow = publish(&mut world);
+    let till = create(&mut world, lyon, 1);
+    let agree = |world: &World| world.in_agreement(lyon) && world.in_agreement(bern);
+    world.until("all agree", MINUTE, agree);
+    keep(&mut world, Origin::Central);
+    // Oslo is opened, and Lyon gets another setting, in the time that will be gone.
+    let oslo = world.add_site("oslo");
+    create(&mut world, oslo, 3);
+    let full = SettingsEdit { autonomy: Some(Autonomy::Full), ..SettingsEdit::default() };
+    world.run(Origin::Central, "ann", move |tx| site::set(tx, lyon, &full, "")).unwrap();
+    world.until("all agree", MINUTE * 2, |world| agree(world) && world.in_agreement(oslo));
+
+    for site in [lyon, bern, oslo] {
+        world.set_link(site, false);
+    }
+    restore(&mut world, Origin::Central, Back::Database);
+    assert_eq!(stages(&world), [("bern", Stage::Away), ("lyon", Stage::Away)].map(|it| (it.0.into(), it.1)));
+    let refused = order(&mut world, till, workflow).unwrap_err();
+    assert!(matches!(refused, StoreError::Recovering(_)), "{refused}");
+    assert!(refused.to_string().contains("the database is not the one that ran here last"), "{refused}");
+    // Nobody knows yet that Lyon follows the epoch that is made here again.
+    let slow = SettingsEdit { heartbeat_s: Some(60), ..SettingsEdit::default() };
+    world.run(Origin::Central, "ann", move |tx| site::set(tx, lyon, &slow, "")).unwrap();
+    adopt(&mut world, lyon, 4);
+
+    world.set_link(lyon, true);
+    world.set_link(oslo, true);
+    world.until("lyon and oslo are back", MINUTE * 3, |world| {
+        world.in_agreement(lyon) && world.in_agreement(oslo)
+    });
+    let expected = [("bern", Stage::Away), ("lyon", Stage::Returned), ("oslo", Stage::Returned)];
+    assert_eq!(stages(&world), expected.map(|it| (it.0.into(), it.1)));
+    assert!(world.store(Origin::Site(lyon)).read(|view| view.central_recovers()).unwrap());
+    // The machine that Lyon found has no home yet: the one that it has may still come back.
+    let found = NodeId::of(MacAddr([0x52, 0x54, 0, 0, 0, 4]));
+    let home = |world: &World, node| {
+        world.store(Origin::Central).read(|view| view.node(node)).unwrap().and_then(|row| row.home)
+    };
+    assert_eq!(home(&world, found), None);
+    assert!(matches!(order(&mut world, till, workflow), Err(StoreError::Recovering(_))));
+
+    let Ended::Waits(missing) = end_recovery(&mut world, false) else { panic!("bern is away") };
+    assert_eq!(missing.iter().map(|it| it.name.as_str()).collect::<Vec<_>>(), ["bern"]);
+    let Ended::Over(without) = end_recovery(&mut world, true) else { panic!("it was wanted anyway") };
+    assert_eq!(without.len(), 1);
+    assert_eq!(end_recovery(&mut world, false), Ended::WasNot);
+    let noted = events(&world, Origin::Central).into_iter().find_map(|event| match event {
+        Event::RecoveryEnded { why, without, .. } => Some((why, without)),
+        _ => None,
+    });
+    assert_eq!(noted, Some(("looked at it".into(), vec![bern])));
+    assert_eq!(home(&world, found), Some(lyon));
+    let task = order(&mut world, till, workflow).expect("orders are given again");
+    world.until("lyon and oslo agree", MINUTE * 2, |world| {
+        world.in_agreement(lyon) && world.in_agreement(oslo)
+    });
+    // One epoch above both that two lives of central had made.
+    let here = world.store(Origin::Site(lyon)).read(|view| view.site(lyon)).unwrap().unwrap();
+    let there = world.store(Origin::Central).read(|view| view.site(lyon)).unwrap().unwrap();
+    assert_eq!((here.effective.epoch, &here), (3, &there));
+    assert_eq!(here.effective.heartbeat_s, 60, "the newer decision holds");
+    assert!(events(&world, Origin::Site(lyon)).contains(&Event::EpochAdopted { epoch: 3 }));
+    assert_eq!(go_ahead(&mut world, lyon, &task), "200 go");
+
+    // What comes after the end is taken all the same.
+    world.set_link(bern, true);
+    world.until("bern is back", MINUTE * 3, |world| world.in_agreement(bern));
+    assert!(!world.store(Origin::Site(bern)).read(|view| view.central_recovers()).unwrap());
+}
+
+#[test]
+fn h3_p15_an_order_that_was_withdrawn_in_the_time_that_is_gone_is_not_live_again_before_somebody_says_so() {
+    let mut world = World::new(22);
+    let lyon = world.add_site("lyon");
+    let workflow = publish(&mut world);
+    let [first, second] = [1, 2].map(|last| create(&mut world, lyon, last));
+    let held = order(&mut world, first, workflow).unwrap();
+    world.until("both agree", MINUTE, |world| world.in_agreement(lyon));
+    // The site is away when the second order is given, and when it is withdrawn.
+    world.set_link(lyon, false);
+    let withdrawn = order(&mut world, second, workflow).unwrap();
+    keep(&mut world, Origin::Central);
+    let id = withdrawn.id;
+    world.run(Origin::Central, "ann", move |tx| task::cancel(tx, id, "a mistake")).unwrap();
+    restore(&mut world, Origin::Central, Back::Database);
+    world.set_link(lyon, true);
+    world.until("both agree", MINUTE * 3, |world| world.in_agreement(lyon));
+
+    let at_site = world.store(Origin::Site(lyon)).read(|view| view.task(id)).unwrap().expect("it is told");
+    assert!(!at_site.cancelled, "nobody remembers that");
+    let ready = world.run(Origin::Site(lyon), "cache", move |tx| task::mark_ready(tx, lyon, |_| true));
+    assert_eq!(ready.unwrap().len(), 2);
+    expect![[r#"409 this site follows no orders at the moment: central was restored, and this order arrived before anybody ended its recovery"#]]
+        .assert_eq(&go_ahead(&mut world, lyon, &withdrawn));
+    // What the site had before is followed: central's recovery is not the office's trouble.
+    assert_eq!(go_ahead(&mut world, lyon, &held), "200 go");
+
+    // Somebody looks at what central believes, withdraws it again, and ends the recovery.
+    world.run(Origin::Central, "ann", move |tx| task::cancel(tx, id, "a mistake")).unwrap();
+    assert_eq!(end_recovery(&mut world, false), Ended::Over(vec![]));
+    world.until("the site knows", MINUTE, |world| {
+        !world.store(Origin::Site(lyon)).read(|view| view.central_recovers()).unwrap()
+    });
+    assert_eq!(go_ahead(&mut world, lyon, &withdrawn), "409 the task was cancelled");
+}
+
+/// Takes the site, central, or both back in time, with or without telling, `times` in a row, cut off meanwhile
+/// or not, and says what must hold in the end.
+fn check_matrix(site_back: Option<Back>, central_back: Option<Back>, is_cut: bool, times: u8, seed: u64) {
+    let label = format!("site {site_back:?}, central {central_back:?}, cut {is_cut}, {times} times");
+    println!("{label}");
+    let mut world = World::new(seed);
+    let (lyon, bern) = (world.add_site("lyon"), world.add_site("bern"));
+    let site = Origin::Site(lyon);
+    let workflow = publish(&mut world);
+    let agree = |world: &World| world.in_agreement(lyon) && world.in_agreement(bern);
+    create(&mut world, lyon, 1);
+    adopt(&mut world, lyon, 1);
+    world.until("all agree", MINUTE, agree);
+    // Yesterday, at the same moment everywhere.
+    for origin in [site, Origin::Central] {
+        world.crash(origin);
+        let now = world.path(origin);
+        copy(&now, &now.with_extension("kept"), Back::Everything);
+    }
+    for origin in [Origin::Central, site] {
+        world.start(origin);
+    }
+    // Today.
+    let installed = create(&mut world, lyon, 2);
+    let task = order(&mut world, installed, workflow).unwrap();
+    create(&mut world, bern, 3);
+    adopt(&mut world, lyon, 2);
+    adopt(&mut world, bern, 3);
+    world.until("all agree", MINUTE * 2, |world| agree(world) && machines(world, Origin::Central).len() == 6);
+    world.run(site, "cache", move |tx| task::mark_ready(tx, lyon, |_| true)).unwrap();
+    assert_eq!(go_ahead(&mut world, lyon, &task), "200 go");
+    world.until("all agree", MINUTE * 2, agree);
+    let known = machines(&world, Origin::Central);
+    let kept_by_bern = machines(&world, Origin::Site(bern));
+
+    for round in 0..times {
+        if is_cut {
+            [lyon, bern].map(|site| world.set_link(site, false));
+        }
+        for (origin, back) in [(site, site_back), (Origin::Central, central_back)] {
+            if let Some(back) = back {
+                restore(&mut world, origin, back);
+            }
+        }
+        adopt(&mut world, lyon, 10 + round);
+        adopt(&mut world, bern, 20 + round);
+        if is_cut {
+            [lyon, bern].map(|site| world.set_link(site, true));
+        }
+        world.until(&format!("{label}: all agree again"), MINUTE * 5, agree);
+    }
+
+    let told = |back: Option<Back>| back == Some(Back::Database);
+    let now = machines(&world, Origin::Central);
+    let (must, both) = match (site_back, central_back) {
+        (Some(_), Some(_)) => (&kept_by_bern, true),
+        _ => (&known, false),
+    };
+    // A machine that was adopted while central recovers has no home yet.
+    let without_home = |lines: &[String]| -> Vec<String> {
+        lines.iter().map(|line| line.rsplit_once(' ').expect("words").0.to_string()).collect()
+    };
+    let (now, must) = (without_home(&now), without_home(must));
+    for line in &must {
+        assert!(now.contains(line), "{label}: {line} is lost: {now:#?}");
+    }
+    // Nothing twice, nothing that one side only has.
+    for (whose, expected) in [(lyon, 10), (bern, 20)] {
+        let mut found = facts(&world, Origin::Central, whose);
+        let all = found.len();
+        found.sort();
+        found.dedup();
+        assert_eq!(found.len(), all, "{label}: a machine was discovered twice");
+        for round in 0..times {
+            // What was done after one way back is lost by the next where both sides went.
+            if !both || round + 1 == times || whose == bern {
+                let mac = format!("discovered 52:54:00:00:00:{:02x}", expected + round);
+                assert!(found.contains(&mac), "{label}: {mac} is lost: {found:#?}");
+            }
+        }
+    }
+    // The order that was used up stays used up, wherever somebody still knows of it.
+    if !both {
+        let shown = world.store(site).read(|view| view.task(task.id)).unwrap().expect("it is back");
+        assert_eq!(shown.state, TaskState::Installing, "{label}");
+        assert_ne!(go_ahead(&mut world, lyon, &task), "200 go", "{label}: given twice");
+    }
+    // Who was told, or found out, waits for a word. Two that went back together without being told look as if
+    // nothing had happened: the site is where central believes it to be.
+    assert_eq!(suspended(&world, site).is_some(), told(site_back) || site_back.is_some() && !both, "{label}");
+    let recovers = suspended(&world, Origin::Central).is_some();
+    assert_eq!(recovers, central_back.is_some(), "{label}");
+    if recovers {
+        assert!(
+            matches!(end_recovery(&mut world, false), Ended::Over(missing) if missing.is_empty()),
+            "{label}"
+        );
+    }
+    world.run(Origin::Central, "ann", move |tx| site::resume(tx, lyon, "looked at it")).unwrap();
+    world.until("the site follows orders", MINUTE * 2, |world| {
+        suspended(world, site).is_none() && agree(world) && suspended(world, Origin::Central).is_none()
+    });
+    let fresh = create(&mut world, lyon, 9);
+    // Both may have gone back, and with them the workflow that only Lyon was told of.
+    let workflow = workflow_of(&world).unwrap_or(workflow);
+    let task = order(&mut world, fresh, workflow).expect("orders are given");
+    world.until("the order arrives", MINUTE, |world| {
+        world.store(site).read(|view| view.task(task.id)).unwrap().is_some()
+    });
+    assert_eq!(go_ahead(&mut world, lyon, &task), "200 go", "{label}");
+    assert!(
+        world
+            .store(Origin::Central)
+            .read(|view| view.nodes(&NodeFilter::default()))
+            .unwrap()
+            .iter()
+            .all(|row| row.home.is_some()),
+        "{label}: homes are given when the recovery is over"
+    );
+}
+
+fn workflow_of(world: &World) -> Option<WorkflowId> {
+    let rows = world.store(Origin::Central).read(|view| view.workflows()).expect("central reads");
+    rows.first().map(|row| row.id)
+}
+
+fn check_all(site_back: Option<Back>, central_back: Option<Back>, seed: u64) {
+    for (number, (is_cut, times)) in [(true, 1), (false, 1), (true, 2), (false, 2)].into_iter().enumerate() {
+        check_matrix(site_back, central_back, is_cut, times, seed + number as u64);
+    }
+}
+
+const TOLD: Option<Back> = Some(Back::Database);
+const UNTOLD: Option<Back> = Some(Back::Everything);
+
+#[test]
+fn h5_p15_a_site_goes_back_told_or_not_cut_off_or_not_and_again() {
+    check_all(TOLD, None, 100);
+    check_all(UNTOLD, None, 110);
+}
+
+#[test]
+fn p15_central_goes_back_told_or_not_cut_off_or_not_and_again() {
+    check_all(None, TOLD, 120);
+    check_all(None, UNTOLD, 130);
+}
+
+#[test]
+fn p15_site_and_central_go_back_together() {
+    check_all(TOLD, TOLD, 140);
+    check_all(UNTOLD, TOLD, 150);
+    check_all(TOLD, UNTOLD, 160);
+    check_all(UNTOLD, UNTOLD, 170);
 }

@@ -114,6 +114,18 @@ impl Problem {
         }
     }
 
+    /// A decision of central after its database went back in time: 409.
+    pub(crate) fn recovering(detail: &str, why: String, next: impl Into<String>) -> Self {
+        Problem {
+            status: StatusCode::CONFLICT,
+            kind: "recovery",
+            title: "central is in recovery",
+            detail: detail.into(),
+            why,
+            next: next.into(),
+        }
+    }
+
     fn full(why: String) -> Self {
         Problem {
             status: StatusCode::INSUFFICIENT_STORAGE,
@@ -153,6 +165,12 @@ impl From<StoreError> for Problem {
         match &error {
             StoreError::Unknown(what) => Problem::not_found(format!("{what} is not known here")),
             StoreError::Refused(reason) => Problem::conflict(reason.to_string()),
+            StoreError::Recovering(why) => Problem::recovering(
+                "central gives no order now; nothing was changed",
+                why.to_string(),
+                "let the sites give back what they have (`GET /api/v1/recovery` names them), then end the \
+                 recovery with `holdfast-central resume`",
+            ),
             StoreError::Full => Problem::full(error.to_string()),
             StoreError::Blob(error) => Problem::from(&**error),
             StoreError::Closed => Problem::stopping(),
@@ -265,6 +283,25 @@ mod tests {
               "title": "refused",
               "type": "urn:holdfast:problem:refused",
               "why": "node 07 has task 09, which is ready"
+            }
+        "#]],
+        )
+        .await;
+    }
+
+    #[tokio::test]
+    async fn p15_an_order_that_is_not_given_in_recovery_says_what_began_it_and_how_it_ends() {
+        check(
+            StoreError::Recovering(Reason::new("the database was restored")),
+            expect![[r#"
+            application/problem+json
+            {
+              "detail": "central gives no order now; nothing was changed",
+              "next": "let the sites give back what they have (`GET /api/v1/recovery` names them), then end the recovery with `holdfast-central resume`",
+              "status": 409,
+              "title": "central is in recovery",
+              "type": "urn:holdfast:problem:recovery",
+              "why": "the database was restored"
             }
         "#]],
         )

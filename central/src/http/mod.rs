@@ -18,6 +18,7 @@ mod tasks;
 mod blobs;
 mod journal;
 mod authority;
+mod recovery;
 
 use std::sync::Arc;
 
@@ -99,6 +100,8 @@ pub(crate) fn router(app: App) -> Router {
         .route("/authority", get(authority::show))
         .route("/authority/renew", post(authority::renew))
         .route("/authority/retire", post(authority::retire))
+        .route("/recovery", get(recovery::show))
+        .route("/recovery/resume", post(recovery::resume))
         .route_layer(middleware::from_fn_with_state(app.clone(), auth::require));
     let api = operators.route("/health", get(health));
     Router::new()
@@ -113,8 +116,9 @@ pub(crate) fn router(app: App) -> Router {
 }
 
 async fn health(State(app): State<App>) -> Result<Json<Value>, Problem> {
-    app.read(|view| view.count_tasks()).await?;
-    Ok(Json(json!({ "status": "ok", "version": env!("CARGO_PKG_VERSION") })))
+    let recovering = app.read(|view| view.count_tasks().and(view.suspended())).await?.is_some();
+    // Whoever asks this has shown no token, so it is not told what happened.
+    Ok(Json(json!({ "status": "ok", "version": env!("CARGO_PKG_VERSION"), "recovering": recovering })))
 }
 
 /// A page of a list.

@@ -978,7 +978,7 @@ async fn l13_a_running_central_is_backed_up_and_another_machine_becomes_central_
         not in <folder>/other/central/blobs: <first> (N bytes)
         not in <folder>/other/central/blobs: <second> (N bytes)
         send these files with `PUT /api/v1/blobs` again, or copy the folder of blobs
-        next: start the server; it takes back from its sites what it has lost, and issues no order until somebody ends its recovery
+        next: start the server; it takes back from its sites what it has lost, and issues no order until somebody ends its recovery with `holdfast-central resume`
     "#]]
     .assert_eq(
         &shown

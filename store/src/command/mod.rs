@@ -20,17 +20,17 @@ use sync::{
     document::Kind,
     id::{DocumentId, NodeId, Origin, SiteId},
     journal::Event,
-    policy::{Action, Autonomy, Verdict, autonomy},
+    policy::{Action, Autonomy, Reason, Verdict, autonomy},
 };
 
 use crate::{StoreError, Tx};
 
 fn refused<T>(why: impl Into<String>) -> Result<T, StoreError> {
-    Err(StoreError::Refused(sync::policy::Reason::new(why)))
+    Err(StoreError::Refused(Reason::new(why)))
 }
 
 /// Peers take no longer text in a register, so none is written.
-fn check_text(what: &str, text: &str) -> Result<(), StoreError> {
+pub(crate) fn check_text(what: &str, text: &str) -> Result<(), StoreError> {
     let most = sync::document::register::MAX_SCALAR;
     if text.len() > most {
         return refused(format!("{what} of {} bytes is too long: at most {most} are kept", text.len()));
@@ -55,6 +55,15 @@ fn demand(tx: &Tx<'_>, action: Action) -> Result<(), StoreError> {
     match verdict(tx, action)? {
         Verdict::Allow => Ok(()),
         Verdict::Queue(reason) | Verdict::Refuse(reason) => Err(StoreError::Refused(reason)),
+    }
+}
+
+/// Refuses what would make an order live while central is in recovery.
+fn gives_orders(tx: &Tx<'_>) -> Result<(), StoreError> {
+    match (tx.origin(), tx.view().suspended()?) {
+        (Origin::Central, Some(why)) => Err(StoreError::Recovering(Reason::new(why))),
+        // A site holds its own orders like all others, by `policy::order`.
+        (Origin::Central, None) | (Origin::Site(_), _) => Ok(()),
     }
 }
 

@@ -87,7 +87,8 @@ pub fn set(tx: &mut Tx<'_>, id: SiteId, edit: &SettingsEdit, why: &str) -> Resul
     }
     let before = row.effective;
     let effective = Effective {
-        epoch: before.epoch + 1,
+        // Another life of central may have made epochs that only the site still knows.
+        epoch: before.epoch.max(tx.highest_epoch(id)?) + 1,
         autonomy: edit.autonomy.unwrap_or(before.autonomy),
         unknown_machines: edit.unknown_machines.unwrap_or(before.unknown_machines),
         pxe_enabled: edit.pxe_enabled.unwrap_or(before.pxe_enabled),
@@ -153,6 +154,30 @@ pub(crate) fn follow_resumed(tx: &mut Tx<'_>, heard: SiteId) -> Result<(), Store
         Some(by) => tx.resume_orders_by(&by).map(drop),
         None => Ok(()),
     }
+}
+
+/// At central: puts one settings epoch in the place of several that two lives of central made, and above any
+/// that the site was seen to follow. In recovery it waits.
+pub(crate) fn settle_epoch(tx: &mut Tx<'_>, id: SiteId) -> Result<(), StoreError> {
+    if tx.origin() != Origin::Central || tx.view().suspended()?.is_some() {
+        return Ok(());
+    }
+    let found = tx.with_document(site::KIND, id.into(), |document| {
+        let effective = contested::read(document, &site::effective());
+        let in_force = effective.sides().iter().max_by_key(|side| (side.value.epoch, side.written.at));
+        (effective.sides().len(), in_force.map(|side| side.value.clone()))
+    })?;
+    let Some((sides, Some(in_force))) = found else { return Ok(()) };
+    let highest = tx.highest_epoch(id)?.max(in_force.epoch);
+    if sides == 1 && in_force.epoch == highest {
+        return Ok(());
+    }
+    let effective = Effective { epoch: highest + 1, ..in_force };
+    tx.write(site::KIND, id.into(), |edit| {
+        edit.set(&site::effective(), &effective, "central was restored; the settings stay as they are");
+    })?;
+    tx.mint_epoch(id, &effective)?;
+    tx.journal_for(id, register_set(site::KIND, id, "effective", format!("epoch {}", effective.epoch)))
 }
 
 /// At a site: notes in the journal that another epoch is followed from here on, once.

@@ -9,7 +9,7 @@ use sync::{
     policy::{Action, TaskState, Wanted, lifecycle},
 };
 
-use super::{demand, refused, unknown};
+use super::{demand, gives_orders, refused, unknown};
 use crate::{StoreError, Tx, view::TaskRow};
 
 /// A task to be created.
@@ -34,9 +34,10 @@ const MAX_ENTRIES: usize = 64;
 ///
 /// # Errors
 /// `Unknown` node, workflow or version; `Refused` when this site may not create tasks, when the node has no home, is not to be installed, or
-/// has a task that has not ended, which is named.
+/// has a task that has not ended, which is named; `Recovering` while central is in recovery.
 pub fn create(tx: &mut Tx<'_>, new: &NewTask) -> Result<TaskRow, StoreError> {
     demand(tx, Action::CreateTask)?;
+    gives_orders(tx)?;
     let node = tx.view().node(new.node)?.ok_or_else(|| unknown("node", new.node))?;
     let Some(home) = node.home else {
         return refused(format!("node {} has no home site yet that could install it", node.id));
@@ -122,10 +123,14 @@ pub fn cancel(tx: &mut Tx<'_>, id: TaskId, why: &str) -> Result<TaskRow, StoreEr
 /// Approves or rejects a task whose machine has reported its hardware and waits.
 ///
 /// # Errors
-/// `Unknown` task; `Refused` when it does not wait for approval, with the state that it is in.
+/// `Unknown` task; `Refused` when it does not wait for approval, with the state that it is in. An approval
+/// makes an order live, so it is `Recovering` while central is in recovery.
 pub fn judge(tx: &mut Tx<'_>, id: TaskId, approved: bool, why: &str) -> Result<TaskRow, StoreError> {
     let row = tx.view().task(id)?.ok_or_else(|| unknown("task", id))?;
     demand(tx, Action::ApproveTask)?;
+    if approved {
+        gives_orders(tx)?;
+    }
     let to = if approved { TaskState::Approved } else { TaskState::Rejected };
     if row.state != TaskState::PendingApproval {
         return refused(format!("task {id} is {}, so there is nothing to approve or reject", row.state));

@@ -1,8 +1,9 @@
 -- Version 1. Rowid tables with integer document keys throughout: WITHOUT ROWID tables with wide keys were
 -- three times larger and six times slower (docs/performance.md).
 
--- Single values: origin, incarnation, starts, clock, central_time, views, suspended, followed (epoch),
--- authority (central's and its predecessor, by their digests).
+-- Single values: origin, incarnation, starts, clock, central_time, views, suspended, suspended_at, followed (epoch),
+-- authority (central's and its predecessor, by their digests), recovering (at a site: the newest change when central
+-- told that it is in recovery).
 CREATE TABLE meta (key TEXT NOT NULL UNIQUE, value BLOB NOT NULL) STRICT;
 
 -- One row per replicated document. `heads` are the sorted hashes, 32 bytes each; `sum` is the sum of the changes'
@@ -65,7 +66,11 @@ CREATE TABLE peers (
     heard_at INTEGER, clock INTEGER, telemetry BLOB, refused TEXT,
     agrees INTEGER, compared_at INTEGER,
     -- At central: the settings epoch that the site follows from this position of its log on.
-    epoch INTEGER NOT NULL DEFAULT 0
+    epoch INTEGER NOT NULL DEFAULT 0,
+    -- At central: the highest settings epoch that the site was seen to know of, whoever told of it.
+    seen_epoch INTEGER NOT NULL DEFAULT 0,
+    -- At central: both have held the same since our life began, so that the site has given back what it had.
+    returned INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 -- At central: which documents a site is told about (`inside`), or was once: then the site holds what it wrote itself
 -- after change `upto`.

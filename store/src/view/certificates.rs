@@ -50,14 +50,15 @@ impl View<'_> {
     /// Judges the certificate of `site` with this serial number, issued at this instant.
     ///
     /// One that is not on record, because another life of this database issued it, counts as revoked if it
-    /// is not younger than the site's newest revocation.
+    /// is not younger than the site's newest revocation. In recovery a site is in the fleet although it is not
+    /// known here: our authority certified it, in the life that is gone.
     pub fn entitlement(
         &self,
         site: SiteId,
         serial: &[u8],
         issued_at: Timestamp,
     ) -> Result<Entitlement, StoreError> {
-        if self.site(site)?.is_none() {
+        if self.site(site)?.is_none() && self.suspended()?.is_none() {
             return Ok(Entitlement::NoSuchSite);
         }
         let Some(revocation) = self.revocation(site)? else { return Ok(Entitlement::Good) };

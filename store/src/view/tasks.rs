@@ -172,7 +172,9 @@ impl View<'_> {
             install_nonce: node.install_nonce,
             other_task,
             contested: disputed,
-            suspended: self.suspended()?,
+            suspended: self
+                .suspended()?
+                .map_or_else(|| self.awaits_recovery(task.id), |why| Ok(Some(why)))?,
             now,
             central_time: self.central_time()?,
         })

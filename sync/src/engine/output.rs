@@ -22,6 +22,8 @@ pub struct Claim {
     pub pushed: u64,
     /// What it holds.
     pub fingerprint: Fingerprint,
+    /// Settings epoch that it follows.
+    pub policy_epoch: u64,
 }
 
 /// Why a connection is closed, as the QUIC application error code.

@@ -347,7 +347,7 @@ impl Session {
                     clock,
                     central,
                     seal,
-                    ..
+                    policy_epoch,
                 },
             ) if self.claimed.is_none() => {
                 self.peer_clock = Some(clock);
@@ -361,7 +361,8 @@ impl Session {
                     self.refuse(refuse::VERSION, CloseCode::Version, &reason, outputs);
                 } else {
                     let pushed = pushed.position;
-                    let claim = Claim { incarnation, central, pulled, seal, pushed, fingerprint };
+                    let claim =
+                        Claim { incarnation, central, pulled, seal, pushed, fingerprint, policy_epoch };
                     self.life = Some(incarnation);
                     self.claimed = Some(claim);
                     outputs.push_back(Output::Open {

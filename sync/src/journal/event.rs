@@ -380,6 +380,29 @@ pub enum Event {
         #[n(1)]
         locked_out: Vec<String>,
     },
+    /// Somebody ended the recovery of central.
+    #[n(30)]
+    RecoveryEnded {
+        /// The life in which it was.
+        #[n(0)]
+        incarnation: Incarnation,
+        /// What had begun it.
+        #[n(1)]
+        reason: String,
+        /// Why it was ended, in the words of whoever did.
+        #[n(2)]
+        why: String,
+        /// Sites that had not given back what they have.
+        #[n(3)]
+        without: Vec<SiteId>,
+    },
+    /// Central is in recovery: orders that arrive from it wait.
+    #[n(31)]
+    CentralRecovering {
+        /// Whether it is, or is no more.
+        #[n(0)]
+        is: bool,
+    },
     /// Central certified a key of a site.
     #[n(41)]
     CertificateIssued {

@@ -161,6 +161,9 @@ pub struct Item {
     /// From central: it did not take everything that the site wrote into the document.
     #[n(7)]
     pub reset: Option<Reset>,
+    /// From central: whether it is in recovery. Orders that arrive while it is wait at the site.
+    #[n(11)]
+    pub recovering: Option<bool>,
 }
 
 /// What every site knows of a machine that is not its own.
@@ -237,6 +240,11 @@ impl Item {
     /// What was taken of a document, and what was not.
     pub fn reset(kind: u8, document: DocumentId, reset: Reset) -> Self {
         Item { kind: Some(kind), document: Some(document), reset: Some(reset), ..Item::default() }
+    }
+
+    /// Whether central is in recovery.
+    pub fn recovering(is: bool) -> Self {
+        Item { recovering: Some(is), ..Item::default() }
     }
 
     /// The bytes that are sent and hashed.
