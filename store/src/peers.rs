@@ -262,8 +262,14 @@ impl Tx<'_> {
                 seal.map(|seal| seal.0)
             ])?;
         if ours_came_back {
-            let reason =
-                "central has changes that this database wrote and does not hold: it went back in time";
+            let reason = match self.state.origin {
+                Origin::Central => {
+                    "a site has changes that central wrote and does not hold: central's database went back in time"
+                }
+                Origin::Site(_) => {
+                    "central has changes that this database wrote and does not hold: it went back in time"
+                }
+            };
             self.begin_life(&Reason::new(reason))?;
             return Ok(Ingest::Forked(reason.into()));
         }

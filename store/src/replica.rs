@@ -84,7 +84,7 @@ fn perform(tx: &mut Tx<'_>, output: Output) -> Result<Option<Input>, StoreError>
         Output::Ingest { connection, peer, from, items, seal } => {
             match tx.ingest(peer, from, &items, seal)? {
                 Ingest::Taken(cursor) => Some(Input::Ingested { connection, cursor }),
-                Ingest::Forked(reason) => Some(Input::IngestFailed { connection, reason }),
+                Ingest::Forked(reason) => Some(Input::LifeBegun { connection, reason }),
             }
         }
         Output::Settle { peer, life } => {

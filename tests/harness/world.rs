@@ -654,7 +654,7 @@ impl World {
         {
             replica.heard_central = replica.heard_central.max(clock);
         }
-        if let Some(Input::IngestFailed { reason, .. }) = &answered {
+        if let Some(Input::IngestFailed { reason, .. } | Input::LifeBegun { reason, .. }) = &answered {
             let reason = format!("cannot go on: {reason}");
             self.tell(origin, reason.clone());
             self.replica_mut(origin).notices.push(reason);

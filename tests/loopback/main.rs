@@ -11,6 +11,7 @@ mod words;
 
 mod enrolment;
 mod revocation;
+mod restore;
 mod newer_database;
 mod divergence;
 mod full_disk;

@@ -264,7 +264,8 @@ fn go_ahead(world: &mut World, site: SiteId, task: &TaskRow) -> String {
     let (report, node, about) = (ReportId(world.random.bytes()), task.node, (task.id, 1));
     let ask = move |tx: &mut store::Tx<'_>| report::event(tx, site, report, node, about, &Report::GoAhead);
     let answer = world.run(Origin::Site(site), "machine", ask).expect("the report is taken");
-    format!("{} {}", answer.status, answer.body["why"].as_str().unwrap_or("go"))
+    let said = answer.body["why"].as_str().or(answer.body["answer"].as_str());
+    format!("{} {}", answer.status, said.unwrap_or_default())
 }
 
 fn publish(world: &mut World) -> WorkflowId {
@@ -454,7 +455,9 @@ fn check_matrix(site_back: Option<Back>, central_back: Option<Back>, is_cut: boo
 
     for round in 0..times {
         if is_cut {
-            [lyon, bern].map(|site| world.set_link(site, false));
+            for site in [lyon, bern] {
+                world.set_link(site, false);
+            }
         }
         for (origin, back) in [(site, site_back), (Origin::Central, central_back)] {
             if let Some(back) = back {
@@ -464,9 +467,18 @@ fn check_matrix(site_back: Option<Back>, central_back: Option<Back>, is_cut: boo
         adopt(&mut world, lyon, 10 + round);
         adopt(&mut world, bern, 20 + round);
         if is_cut {
-            [lyon, bern].map(|site| world.set_link(site, true));
+            for site in [lyon, bern] {
+                world.set_link(site, true);
+            }
         }
-        world.until(&format!("{label}: all agree again"), MINUTE * 5, agree);
+        if !world.comes_to(MINUTE * 5, agree) {
+            for origin in [Origin::Central, site, Origin::Site(bern)] {
+                let notices = &world.replica(origin).notices;
+                let last = notices.iter().skip(notices.len().saturating_sub(12));
+                println!("{}: {:#?}", world.name(origin), last.collect::<Vec<_>>());
+            }
+            panic!("{label}: all agree again, round {round}");
+        }
     }
 
     let told = |back: Option<Back>| back == Some(Back::Database);

@@ -149,6 +149,14 @@ pub enum Input {
         /// Why, for people.
         reason: String,
     },
+    /// Answer to [`super::Output::Ingest`]: what came is here, and showed that our database went back in time.
+    /// Another life of it has begun, and every log anew.
+    LifeBegun {
+        /// The connection of the question.
+        connection: Connection,
+        /// What showed it, for people.
+        reason: String,
+    },
     /// Answer to [`super::Output::Elements`].
     Elements {
         /// The connection of the question.

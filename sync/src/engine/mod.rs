@@ -126,12 +126,7 @@ impl Engine {
             Input::Telemetry(telemetry) => self.telemetry = telemetry,
             Input::Opened { connection, standing } => {
                 if let Greeting::Restored(reason) = &standing.greeting {
-                    // Our logs have begun anew: what the other sessions count is of another life.
-                    for (other, session) in &mut self.sessions {
-                        if *other != connection {
-                            session.close(CloseCode::Fork, reason, &mut self.outputs);
-                        }
-                    }
+                    self.end_others(connection, reason);
                 }
                 self.with(connection, |session, outputs| session.handle_opened(now, &standing, outputs));
             }
@@ -156,6 +151,10 @@ impl Engine {
             Input::IngestFailed { connection, reason } => {
                 self.with(connection, |session, outputs| session.handle_ingest_failed(&reason, outputs));
             }
+            Input::LifeBegun { connection, reason } => {
+                self.end_others(connection, &reason);
+                self.with(connection, |session, outputs| session.close(CloseCode::Fork, &reason, outputs));
+            }
             Input::Fingerprinted { connection, pulled, pushed, fingerprint } => {
                 self.with(connection, |session, outputs| {
                     session.handle_fingerprinted(pulled, pushed, fingerprint, outputs);
@@ -163,6 +162,15 @@ impl Engine {
             }
             Input::Compared { connection, pulled, agrees } => {
                 self.with(connection, |session, outputs| session.handle_judged(pulled, agrees, outputs));
+            }
+        }
+    }
+
+    /// Our logs have begun anew: what the other sessions count is of another life.
+    fn end_others(&mut self, connection: Connection, reason: &str) {
+        for (other, session) in &mut self.sessions {
+            if *other != connection {
+                session.close(CloseCode::Fork, reason, &mut self.outputs);
             }
         }
     }
