@@ -23,13 +23,13 @@ use sync::{
     id::{DocumentId, Incarnation, Origin, hex},
     journal::Event,
     policy::Reason,
-    time::{Clock, Hlc},
+    time::{Clock, Hlc, Timestamp},
     wire::{Cursor, Seal},
 };
 
 use crate::{
     Given, Opening, StoreError, Tx, authority, view,
-    writer::{RESTORED, State, meta, set_meta},
+    writer::{KNOWN_TIME, RESTORED, State, meta, set_meta},
 };
 
 /// Decides which incarnation lives in the database from now on.
@@ -87,6 +87,7 @@ pub(crate) fn settle(connection: &mut Connection, opening: &Opening) -> Result<S
     if inside != Some(incarnation) {
         write_beside(&beside, &format!("{} {starts}", hex(incarnation.as_bytes())))?;
     }
+    let known = meta(&transaction, KNOWN_TIME)?.and_then(|bytes| bytes.try_into().ok());
     let mut state = State {
         origin: opening.origin,
         incarnation,
@@ -94,6 +95,7 @@ pub(crate) fn settle(connection: &mut Connection, opening: &Opening) -> Result<S
         starts: starts + 1,
         key,
         clock: Clock::resume(last),
+        known: Timestamp(known.map_or(0, u64::from_be_bytes)),
         open: BTreeMap::new(),
         used: Vec::new(),
     };

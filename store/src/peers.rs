@@ -7,7 +7,7 @@ use sync::{
     id::{DocumentId, Incarnation, Origin},
     journal::{Event, Stream},
     policy::Reason,
-    time::Timestamp,
+    time::{MAX_DRIFT, Timestamp},
     wire::{Cursor, Fingerprint, Item, Reset, Rolling, Seal, Stub, Telemetry},
 };
 
@@ -406,7 +406,13 @@ impl Tx<'_> {
             )?
             .execute(params![peer.to_string(), signed(self.given.now.0), signed(clock.0), telemetry])?;
         match peer {
-            Origin::Central => self.confirm_central_time(clock),
+            Origin::Central => {
+                // What our own clock showed beyond what central says now was wrong.
+                if self.state.known > clock.after(MAX_DRIFT) {
+                    self.state.known = clock;
+                }
+                self.confirm_central_time(clock)
+            }
             Origin::Site(site) => self.tell_directory(site),
         }
     }

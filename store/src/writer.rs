@@ -58,6 +58,8 @@ pub(crate) struct State {
     /// Key that central seals with.
     pub(crate) key: Option<[u8; 32]>,
     pub(crate) clock: Clock,
+    /// The latest instant that our own clock showed at a write, unless central said that it was ahead.
+    pub(crate) known: Timestamp,
     pub(crate) open: BTreeMap<i64, Document>,
     /// Use of open documents, oldest first, for eviction.
     pub(crate) used: Vec<i64>,
@@ -84,6 +86,9 @@ pub(crate) fn staged(folder: &Path) -> PathBuf {
 
 /// Key under which a restored database says so until its next start.
 pub(crate) const RESTORED: &str = "restored";
+
+/// Key of the latest instant that is known to have been by our own clock.
+pub(crate) const KNOWN_TIME: &str = "known_time";
 
 /// Opens a connection that only reads.
 pub(crate) fn reader(database: &Path) -> Result<Connection, StoreError> {
@@ -218,7 +223,7 @@ fn commit_group(
     let incarnation = state.incarnation;
     let outcome = (|| -> Result<(), StoreError> {
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let before = state.clock.last();
+        let before = (state.clock.last(), state.known);
         while let Some((given, job)) = jobs.pop_front() {
             transaction.execute_batch("SAVEPOINT command")?;
             let incarnation = state.incarnation;
@@ -249,8 +254,11 @@ fn commit_group(
                 }
             }
         }
-        if state.clock.last() != before {
+        if state.clock.last() != before.0 {
             set_meta(&transaction, "clock", &state.clock.last().0.to_be_bytes())?;
+        }
+        if state.known != before.1 {
+            set_meta(&transaction, KNOWN_TIME, &state.known.0.to_be_bytes())?;
         }
         transaction.commit()?;
         Ok(())
@@ -313,6 +321,7 @@ impl Tx<'_> {
     pub(crate) fn author(&mut self) -> Result<&mut Author, StoreError> {
         if self.author.is_none() {
             let at = self.state.clock.tick(self.given.now);
+            self.state.known = self.state.known.max(self.given.now);
             let epoch = self.view().policy_epoch()?;
             let author = self.given.author(self.state.incarnation, self.state.origin, at, epoch);
             self.author = Some(author);

@@ -418,6 +418,57 @@ fn h3_p15_an_order_that_was_withdrawn_in_the_time_that_is_gone_is_not_live_again
     assert_eq!(go_ahead(&mut world, lyon, &withdrawn), "409 the task was cancelled");
 }
 
+#[test]
+fn h3_p15_a_site_whose_clock_starts_in_1970_follows_its_orders_and_revives_none_that_has_ended() {
+    let mut world = World::new(23);
+    let lyon = world.add_site("lyon");
+    let site = Origin::Site(lyon);
+    let workflow = publish(&mut world);
+    let short = SettingsEdit { order_max_s: Some(7_200), ..SettingsEdit::default() };
+    world.run(Origin::Central, "ann", move |tx| site::set(tx, lyon, &short, "")).unwrap();
+    let [first, second, third] = [1, 2, 3].map(|last| create(&mut world, lyon, last));
+    let [first, second] = [first, second].map(|node| order(&mut world, node, workflow).unwrap());
+    world.until("both agree", MINUTE, |world| world.in_agreement(lyon));
+    let life = world.store(site).incarnation();
+
+    // The power goes, with the link, and the machine has no battery.
+    world.set_link(lyon, false);
+    let to_1970 = |world: &World| -(i64::try_from(world.wall().as_ms()).expect("milliseconds"));
+    for _ in 0..3 {
+        world.crash(site);
+        let skew = to_1970(&world);
+        world.set_clock(site, skew);
+        world.start(site);
+        assert_eq!(suspended(&world, site), None, "a clock is no sign of an old database");
+        world.pass(MINUTE);
+    }
+    assert_eq!(world.store(site).incarnation(), life);
+    assert_eq!(go_ahead(&mut world, lyon, &first), "200 go");
+
+    // The clock is set, and the second order ends while the office is still cut off.
+    world.set_clock(site, 0);
+    world.pass(MINUTE * 120);
+    adopt(&mut world, lyon, 1);
+    let ended = go_ahead(&mut world, lyon, &second);
+    assert!(ended.starts_with("409 the order ends at"), "{ended}");
+    // With the next power cut the clock is lost again, and what has ended has ended.
+    world.crash(site);
+    let skew = to_1970(&world);
+    world.set_clock(site, skew);
+    world.start(site);
+    assert_eq!(go_ahead(&mut world, lyon, &second), ended);
+    assert_eq!(suspended(&world, site), None);
+
+    // A clock that ran ahead for a day spoils orders until central says what time it is.
+    world.set_clock(site, 86_400_000);
+    adopt(&mut world, lyon, 2);
+    world.set_clock(site, 0);
+    world.set_link(lyon, true);
+    let third = order(&mut world, third, workflow).unwrap();
+    world.until("both agree", MINUTE * 3, |world| world.in_agreement(lyon));
+    assert_eq!(go_ahead(&mut world, lyon, &third), "200 go");
+}
+
 /// Takes the site, central, or both back in time, with or without telling, `times` in a row, cut off meanwhile
 /// or not, and says what must hold in the end.
 fn check_matrix(site_back: Option<Back>, central_back: Option<Back>, is_cut: bool, times: u8, seed: u64) {

@@ -901,6 +901,56 @@ async fn p15_central_sees_that_a_site_follows_no_orders_and_confirms() {
     central.server.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn p15_a_recovering_central_says_so_everywhere_and_a_person_ends_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let clock = Clock::at_noon();
+    let central = Central::start(folder.path(), &clock).await;
+    central.post("/sites", json!({ "name": "lyon" })).await;
+    let machine = Machine::new(&clock);
+    let enrolled = machine.enrol(&central, &central.invite("lyon").await).await.unwrap();
+    central.server.stop().await;
+
+    // As a restore leaves it: what lies beside the database is of another one.
+    fs::remove_file(folder.path().join("central").join("incarnation")).unwrap();
+    let central = Central::start(folder.path(), &clock).await;
+    let health = central.send("GET", "/api/v1/health", &[], vec![]).await;
+    assert_eq!(health.json()["recovering"], true);
+    let shown = central.get("/recovery").await;
+    expect![[r#"
+        true
+        the database is not the one that ran here last; it was restored or copied
+        2026-11-20T12:00:00.000Z
+        [{"heard_at":null,"name":"lyon","stage":"away"}]"#]]
+    .assert_eq(&{
+        let mut sites = shown["sites"].clone();
+        for site in sites.as_array_mut().unwrap() {
+            site.as_object_mut().unwrap().remove("site");
+        }
+        let text = |field: &str| shown[field].as_str().unwrap().to_string();
+        format!("{}\n{}\n{}\n{sites}", shown["recovering"], text("why"), text("since"))
+    });
+    let (status, waits) = central.call("POST", "/recovery/resume", None).await;
+    assert_eq!((status, &waits["type"]), (409, &json!("urn:holdfast:problem:recovery")));
+    expect!["not every site has given back what it has: lyon (never heard)"]
+        .assert_eq(waits["why"].as_str().unwrap());
+
+    let mut site = Site::start(folder.path(), &machine, central.server.quic(), &enrolled);
+    site.until("lyon is back", async |_| central.get("/recovery").await["sites"][0]["stage"] == "returned")
+        .await;
+    assert!(site.store.read(|view| view.central_recovers()).unwrap());
+    let (status, over) = central.call("POST", "/recovery/resume", Some(json!({ "why": "it is back" }))).await;
+    assert_eq!((status, over), (200, json!({ "was_recovering": true, "without": [] })));
+    site.until("lyon is told", async |store| !store.read(|view| view.central_recovers()).unwrap()).await;
+    let again = central.call("POST", "/recovery/resume", None).await;
+    assert_eq!(again, (200, json!({ "was_recovering": false, "without": [] })));
+    let health = central.send("GET", "/api/v1/health", &[], vec![]).await;
+    assert_eq!(health.json()["recovering"], false);
+    assert_eq!(central.get("/recovery").await, json!({ "recovering": false }));
+    site.stop().await;
+    central.server.stop().await;
+}
+
 /// What a command says, line by line, with `<folder>` for the folder of the test.
 fn said(folder: &Path, work: impl FnOnce(&mut dyn FnMut(&str)) -> Result<(), Failure>) -> String {
     let mut text = String::new();

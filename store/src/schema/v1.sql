@@ -1,9 +1,9 @@
 -- Version 1. Rowid tables with integer document keys throughout: WITHOUT ROWID tables with wide keys were
 -- three times larger and six times slower (docs/performance.md).
 
--- Single values: origin, incarnation, starts, clock, central_time, views, suspended, suspended_at, followed (epoch),
--- authority (central's and its predecessor, by their digests), recovering (at a site: the newest change when central
--- told that it is in recovery).
+-- Single values: origin, incarnation, starts, clock, central_time, known_time, views, suspended, suspended_at,
+-- generation, followed (epoch), authority (central's and its predecessor, by their digests), recovering (at a site: the
+-- newest change when central told that it is in recovery).
 CREATE TABLE meta (key TEXT NOT NULL UNIQUE, value BLOB NOT NULL) STRICT;
 
 -- One row per replicated document. `heads` are the sorted hashes, 32 bytes each; `sum` is the sum of the changes'

@@ -15,7 +15,7 @@ mod workflows;
 
 use std::collections::BTreeMap;
 
-use rusqlite::Connection;
+use rusqlite::{Connection, OptionalExtension};
 use sync::{
     document::{Document, Kind},
     id::{DocumentId, Origin},
@@ -64,6 +64,32 @@ impl<'c> View<'c> {
     pub fn central_time(&self) -> Result<Timestamp, StoreError> {
         let bytes = writer::meta(self.sql, "central_time")?;
         Ok(Timestamp(bytes.and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_be_bytes)))
+    }
+
+    /// The latest instant that is known to have been, where our own clock shows `now`: what central said last,
+    /// with the time that our clock has counted since, and what our clock showed at the last write.
+    ///
+    /// It may be long ago: a machine without a battery knows no more after a power cut.
+    pub fn known_time(&self, now: Timestamp) -> Result<Timestamp, StoreError> {
+        let noted = writer::meta(self.sql, writer::KNOWN_TIME)?.and_then(|bytes| bytes.try_into().ok());
+        let central = self.central_time()?;
+        let heard: Option<(i64, i64)> = self
+            .sql
+            .prepare_cached(
+                "SELECT heard_at, clock FROM peers WHERE peer = 'central' AND heard_at NOT NULL AND clock NOT NULL",
+            )?
+            .query_row([], |row| Ok((row.get(0)?, row.get(1)?)))
+            .optional()?;
+        let mut known = central.max(Timestamp(noted.map_or(0, u64::from_be_bytes)));
+        if let Some((heard_at, clock)) = heard {
+            let (heard_at, clock) = (Timestamp(heard_at.unsigned_abs()), Timestamp(clock.unsigned_abs()));
+            // Only a clock that is behind still counts from where it was wrong: one that was set since says
+            // more than central did.
+            if heard_at <= now && now < clock {
+                known = known.max(clock.after(now.since(heard_at)));
+            }
+        }
+        Ok(known)
     }
 
     /// Why this replica follows no orders at the moment, if it does not.

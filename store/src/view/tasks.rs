@@ -176,7 +176,7 @@ impl View<'_> {
                 .suspended()?
                 .map_or_else(|| self.awaits_recovery(task.id), |why| Ok(Some(why)))?,
             now,
-            central_time: self.central_time()?,
+            known_time: self.known_time(now)?,
         })
     }
 }

@@ -65,8 +65,8 @@ pub struct Circumstances {
     pub suspended: Option<String>,
     /// Own clock.
     pub now: Timestamp,
-    /// Highest time seen from central.
-    pub central_time: Timestamp,
+    /// The latest instant that is known to have been, by central's clock or our own.
+    pub known_time: Timestamp,
 }
 
 /// What an order is worth.
@@ -112,8 +112,8 @@ pub fn liveness(it: &Circumstances) -> Liveness {
     if order.based_on != it.install_nonce {
         return stale("the machine was installed since the order was given".into());
     }
-    // The later of both clocks: a site that starts in 1970 must not revive what has ended.
-    let now = it.now.max(it.central_time);
+    // A site that starts in 1970 must not revive what has ended.
+    let now = it.now.max(it.known_time);
     if now.after(EXPIRY_MARGIN) > order.not_after {
         return stale(format!("the order ends at {}, within one hour or already", order.not_after));
     }
@@ -167,7 +167,7 @@ mod tests {
             contested: vec![],
             suspended: None,
             now: NOW,
-            central_time: NOW,
+            known_time: NOW,
         }
     }
 
@@ -234,10 +234,10 @@ mod tests {
     #[test]
     fn h3_an_order_ends_an_hour_early_by_the_later_clock() {
         let end = NOW.after(ORDER_MAX);
-        let late = |now: Timestamp, central_time: Timestamp| {
+        let late = |now: Timestamp, known_time: Timestamp| {
             move |it: &mut Circumstances| {
                 it.now = now;
-                it.central_time = central_time;
+                it.known_time = known_time;
             }
         };
         let just = Timestamp(end.0 - 3_600_000);
