@@ -126,8 +126,9 @@ pub(crate) fn settle(central: &Central, site: &Site, patience: Duration) {
             && here["pulled"] == there["end"];
         // RFC 3339 in UTC sorts as text.
         let compared = there["compared_at"].as_str().map(str::to_string);
-        let agree = here["agrees"] == true && there["agrees"] == true && compared >= newest(&site.rest);
-        if heard && agree { Ok(()) } else { Err(json!({ "site": here, "central": there })) }
+        // A site that has heard nothing yet agrees too, and does not know itself: its journal is not asked then.
+        let agree = heard && here["agrees"] == true && there["agrees"] == true;
+        if agree && compared >= newest(&site.rest) { Ok(()) } else { Err(json!({ "site": here, "central": there })) }
     });
 }
 
