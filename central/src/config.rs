@@ -41,6 +41,9 @@ pub struct Config {
     /// Seconds between two signs of life that central expects of a session, 1 to 300. Default 30, as in
     /// the settings of a new site.
     pub heartbeat_s: u64,
+    /// File that says which generation of a virtual machine this is: its content changes when a snapshot is
+    /// restored or the machine is cloned, and at no other time. Default: none, because few machines have one.
+    pub generation_file: Option<PathBuf>,
 }
 
 impl Default for Config {
@@ -52,18 +55,20 @@ impl Default for Config {
             allow_plain_http: false,
             log: "info".into(),
             heartbeat_s: 30,
+            generation_file: None,
         }
     }
 }
 
 /// The keys, with what their values must be.
-const KEYS: [(&str, &str); 6] = [
+const KEYS: [(&str, &str); 7] = [
     ("data_dir", "a path in quotes"),
     ("listen_quic", "an address and port in quotes, as in \"[::]:7443\""),
     ("listen_http", "an address and port in quotes, as in \"127.0.0.1:8443\""),
     ("allow_plain_http", "true or false"),
     ("log", "a filter in quotes, as in \"info,central=debug\""),
     ("heartbeat_s", "seconds, a whole number from 1 to 300"),
+    ("generation_file", "a path in quotes"),
 ];
 
 /// What one source sets; what is absent is left to the next.
@@ -81,6 +86,8 @@ pub struct Layer {
     pub log: Option<String>,
     /// See [`Config::heartbeat_s`].
     pub heartbeat_s: Option<u64>,
+    /// See [`Config::generation_file`].
+    pub generation_file: Option<PathBuf>,
 }
 
 /// A configuration, and the file that it was read from, if there was one.
@@ -128,6 +135,7 @@ fn join(over: Layer, under: Layer) -> Config {
             .unwrap_or(default.allow_plain_http),
         log: over.log.or(under.log).unwrap_or(default.log),
         heartbeat_s: over.heartbeat_s.or(under.heartbeat_s).unwrap_or(default.heartbeat_s),
+        generation_file: over.generation_file.or(under.generation_file),
     }
 }
 
@@ -188,7 +196,11 @@ impl fmt::Display for Config {
         writeln!(f, "listen_http = \"{}\"", self.listen_http)?;
         writeln!(f, "allow_plain_http = {}", self.allow_plain_http)?;
         writeln!(f, "log = {}", quoted(&self.log))?;
-        writeln!(f, "heartbeat_s = {}", self.heartbeat_s)
+        writeln!(f, "heartbeat_s = {}", self.heartbeat_s)?;
+        match &self.generation_file {
+            Some(file) => writeln!(f, "generation_file = {}", quoted(&file.to_string_lossy())),
+            None => Ok(()),
+        }
     }
 }
 
@@ -236,6 +248,9 @@ fn parse(path: &Path, text: &str) -> Result<Layer, Failure> {
             "listen_http" => text_of(value).map(|it| layer.listen_http = Some(it)),
             "allow_plain_http" => value.as_bool().map(|it| layer.allow_plain_http = Some(it)),
             "log" => text_of(value).map(|it| layer.log = Some(it)),
+            "generation_file" => text_of(value).map(|it: PathBuf| {
+                layer.generation_file = Some(path.parent().unwrap_or(Path::new("")).join(it));
+            }),
             "heartbeat_s" => u64::deserialize(value).ok().map(|it| layer.heartbeat_s = Some(it)),
             _ => None,
         };

@@ -116,6 +116,9 @@ struct Settings {
     /// Seconds between signs of life of a session, 1 to 300 [default: 30]
     #[arg(long, global = true, value_name = "SECONDS", env = "HOLDFAST_CENTRAL_HEARTBEAT_S")]
     heartbeat_s: Option<u64>,
+    /// File whose content changes when a snapshot of this virtual machine is restored, and at no other time
+    #[arg(long, global = true, value_name = "FILE", env = "HOLDFAST_CENTRAL_GENERATION_FILE")]
+    generation_file: Option<PathBuf>,
 }
 
 #[derive(Subcommand)]
@@ -354,8 +357,16 @@ fn say(text: &str) -> Result<(), Failure> {
 
 impl From<Settings> for Layer {
     fn from(settings: Settings) -> Self {
-        let Settings { config: _, data_dir, listen_quic, listen_http, allow_plain_http, log, heartbeat_s } =
-            settings;
-        Layer { data_dir, listen_quic, listen_http, allow_plain_http, log, heartbeat_s }
+        let Settings {
+            config: _,
+            data_dir,
+            listen_quic,
+            listen_http,
+            allow_plain_http,
+            log,
+            heartbeat_s,
+            generation_file,
+        } = settings;
+        Layer { data_dir, listen_quic, listen_http, allow_plain_http, log, heartbeat_s, generation_file }
     }
 }

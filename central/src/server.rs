@@ -12,6 +12,7 @@ use std::{
 
 use store::{Opening, Store, StoreError, command};
 use sync::{
+    blob::Digest,
     engine::{Engine, Input},
     id::{Origin, hex},
     quic::{
@@ -74,7 +75,8 @@ impl Server {
     pub async fn start(config: &Config, edge: Edge) -> Result<Self, Failure> {
         let Data { lock, admin, seat, keys, store } = {
             let (folder, edge) = (config.data_dir.clone(), edge.clone());
-            off_runtime(move || Data::open(&folder, &edge)).await?
+            let generation = config.generation_file.clone();
+            off_runtime(move || Data::open(&folder, generation.as_deref(), &edge)).await?
         };
         let listener = Arc::new(listen_quic(config, &seat.present(), keys, &edge)?);
         let (tcp, http) = listen_http(config).await?;
@@ -167,7 +169,7 @@ struct Data {
 }
 
 impl Data {
-    fn open(folder: &Path, edge: &Edge) -> Result<Self, Failure> {
+    fn open(folder: &Path, generation: Option<&Path>, edge: &Edge) -> Result<Self, Failure> {
         let unusable = |error: &dyn std::error::Error| unusable(folder, error);
         let lock = lock(folder)?;
         let authority = Authority::open_or_create(folder, edge.entropy(), edge.now())
@@ -180,7 +182,8 @@ impl Data {
         let keys = Keys::from_bytes(&keys).map_err(|error| unusable(&error))?;
         let opening =
             Opening { folder: folder.to_path_buf(), origin: Origin::Central, given: edge.given("central") };
-        let store = Store::open(&opening).map_err(|error| match error {
+        let generation = generation.map(read_generation).transpose()?;
+        let store = Store::open_on(&opening, generation.as_deref()).map_err(|error| match error {
             StoreError::Corrupt(_) | StoreError::Unfinished { .. } => {
                 let next = "run `holdfast-central restore --from FOLDER` with the newest backup; what it lacks \
                             comes back from the sites";
@@ -202,6 +205,19 @@ impl Data {
         let seat = Seat::new(folder.to_path_buf(), edge.clone(), authority);
         Ok(Data { lock, admin, seat, keys, store })
     }
+}
+
+/// The generation of the virtual machine, as the store wants it; the file may be text or bytes.
+fn read_generation(file: &Path) -> Result<String, Failure> {
+    let bytes = fs::read(file).map_err(|error| {
+        Failure::new(
+            Exit::Config,
+            format!("`generation_file` cannot be read: {}", file.display()),
+            error.to_string(),
+            "check the path and its permissions, or leave it out",
+        )
+    })?;
+    Ok(Digest::of(&bytes).to_string())
 }
 
 /// Makes the data folder if it is not there and takes it for this process, as long as the file that is

@@ -49,6 +49,9 @@ pub struct Config {
     /// How long the link runs over TCP before UDP is tried again, in whole seconds. Default 600: often enough for
     /// a firewall that was opened, and nothing beside the heartbeats.
     pub try_udp_after: Duration,
+    /// File that says which generation of a virtual machine this is: its content changes when a snapshot is
+    /// restored or the machine is cloned, and at no other time. Default: none, because few machines have one.
+    pub generation_file: Option<PathBuf>,
     /// Which log lines are written, in the words of tracing's `EnvFilter`. Default `info`.
     pub log: String,
     /// How long a machine waits on a hold page. Default 3 questions, 6 s apart.
@@ -81,6 +84,8 @@ pub struct Settings {
     pub central: Option<String>,
     /// See [`Config::try_udp_after`]; `5..=86400`.
     pub try_udp_after_s: Option<u32>,
+    /// See [`Config::generation_file`].
+    pub generation_file: Option<PathBuf>,
     /// See [`Config::log`].
     pub log: Option<String>,
     /// Seconds between two questions of a machine that is held, `1..=60`.
@@ -90,7 +95,7 @@ pub struct Settings {
 }
 
 /// Every key of the file.
-pub const KEYS: [&str; 14] = [
+pub const KEYS: [&str; 15] = [
     "data_dir",
     "boot_address",
     "interface",
@@ -102,6 +107,7 @@ pub const KEYS: [&str; 14] = [
     "loaders_dir",
     "central",
     "try_udp_after_s",
+    "generation_file",
     "log",
     "hold_wait_s",
     "hold_tries",
@@ -226,6 +232,7 @@ impl Settings {
             loaders_dir: self.loaders_dir.or(below.loaders_dir),
             central: self.central.or(below.central),
             try_udp_after_s: self.try_udp_after_s.or(below.try_udp_after_s),
+            generation_file: self.generation_file.or(below.generation_file),
             log: self.log.or(below.log),
             hold_wait_s: self.hold_wait_s.or(below.hold_wait_s),
             hold_tries: self.hold_tries.or(below.hold_tries),
@@ -272,6 +279,7 @@ impl Settings {
             loaders_dir: self.loaders_dir.unwrap_or_else(|| "/usr/lib/ipxe".into()),
             central: self.central,
             try_udp_after,
+            generation_file: self.generation_file,
             log: self.log.unwrap_or_else(|| "info".into()),
             patience,
         })
@@ -301,6 +309,10 @@ impl fmt::Display for Config {
             None => writeln!(f, "# central: as stored at enrolment")?,
         }
         writeln!(f, "try_udp_after_s = {}", self.try_udp_after.as_secs())?;
+        match &self.generation_file {
+            Some(file) => writeln!(f, "generation_file = {}", path(file))?,
+            None => writeln!(f, "# generation_file: none")?,
+        }
         writeln!(f, "log = {}", text(&self.log))?;
         writeln!(f, "hold_wait_s = {}", self.patience.wait_s)?;
         writeln!(f, "hold_tries = {}", self.patience.tries)
@@ -366,6 +378,7 @@ mod tests {
                 loaders_dir = "/usr/lib/ipxe"
                 # central: as stored at enrolment
                 try_udp_after_s = 600
+                # generation_file: none
                 log = "info"
                 hold_wait_s = 6
                 hold_tries = 3
@@ -386,7 +399,7 @@ mod tests {
         check(
             "zzzzzz = 1",
             expect![
-                "site.toml:1: unknown key `zzzzzz`; there are data_dir, boot_address, interface, listen_http, dhcp_port, pxe_port, tftp_port, dhcp, loaders_dir, central, try_udp_after_s, log, hold_wait_s, hold_tries"
+                "site.toml:1: unknown key `zzzzzz`; there are data_dir, boot_address, interface, listen_http, dhcp_port, pxe_port, tftp_port, dhcp, loaders_dir, central, try_udp_after_s, generation_file, log, hold_wait_s, hold_tries"
             ],
         );
         check(

@@ -176,6 +176,14 @@ impl RunError {
     }
 }
 
+/// The generation of the virtual machine, as the store wants it; the file may be text or bytes.
+fn generation(file: Option<&std::path::Path>) -> Result<Option<String>, RunError> {
+    let Some(file) = file else { return Ok(None) };
+    let bytes =
+        std::fs::read(file).map_err(|source| RunError::System { what: "read `generation_file`", source })?;
+    Ok(Some(sync::blob::Digest::of(&bytes).to_string()))
+}
+
 /// Runs the site until `end` is ready. `ready` is told where it answers. `edge` is the program's own time and
 /// chance.
 ///
@@ -193,11 +201,9 @@ pub async fn run(
     let certificates = data.certificates(&enrolment)?;
     let keys = data.endpoint_keys(entropy())?;
     let central = config.central.clone().unwrap_or_else(|| enrolment.central.clone());
-    let store = Store::open(&Opening {
-        folder: data.replica(),
-        origin: Origin::Site(enrolment.site),
-        given: edge.given("start"),
-    })?;
+    let opening =
+        Opening { folder: data.replica(), origin: Origin::Site(enrolment.site), given: edge.given("start") };
+    let store = Store::open_on(&opening, generation(config.generation_file.as_deref())?.as_deref())?;
     let loaders = Loaders::load(&config.loaders_dir)?;
     for name in loaders.missing() {
         warn!(%name, folder = %config.loaders_dir.display(), "loader is not there; machines that need it cannot boot");

@@ -153,6 +153,9 @@ struct Flags {
     /// Seconds that the link runs over TCP before UDP is tried again
     #[arg(long, env = "HOLDFAST_SITE_TRY_UDP_AFTER_S", global = true)]
     try_udp_after_s: Option<u32>,
+    /// File whose content changes when a snapshot of this virtual machine is restored, and at no other time
+    #[arg(long, env = "HOLDFAST_SITE_GENERATION_FILE", global = true)]
+    generation_file: Option<PathBuf>,
     /// Which log lines are written, as in `info,site_agent=debug`
     #[arg(long, env = "HOLDFAST_SITE_LOG", global = true)]
     log: Option<String>,
@@ -181,6 +184,7 @@ impl Flags {
             loaders_dir: self.loaders_dir,
             central: self.central,
             try_udp_after_s: self.try_udp_after_s,
+            generation_file: self.generation_file,
             log: self.log,
             hold_wait_s: self.hold_wait_s,
             hold_tries: self.hold_tries,

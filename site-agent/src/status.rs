@@ -6,12 +6,15 @@
 use std::{collections::BTreeMap, fmt};
 
 use serde::{Deserialize, Serialize};
-use store::{StoreError, view::TaskFilter};
+use store::{
+    StoreError,
+    view::{NodeRow, TaskFilter, TaskRow},
+};
 use sync::{
     blob::Digest,
     document::site::{Effective, UnknownMachines},
     id::{MacAddr, NodeId, Origin, SiteId, TaskId},
-    policy::{Action, Autonomy, LinkState, TaskState, Verdict, autonomy},
+    policy::{Action, Autonomy, LinkState, Liveness, TaskState, Verdict, autonomy, order},
     quic::Transport,
     time::Timestamp,
 };
@@ -173,8 +176,8 @@ pub(crate) fn of(
     for task in view.tasks(&TaskFilter { site: Some(agent.site), ..TaskFilter::default() })? {
         *tasks.entry(task.state).or_insert(0) += 1;
         if task.state == TaskState::Ready
-            && !task.cancelled
             && let Some(node) = view.node(task.node)?
+            && may_boot(view, agent, &task, &node)?
         {
             ready.push(Ready { node: node.id, macs: node.macs, hostname: node.hostname, task: task.id });
         }
@@ -231,6 +234,17 @@ pub(crate) fn of(
         boots_seen: agent.boots_seen.load(std::sync::atomic::Ordering::Relaxed),
         boots: boots.collect(),
     })
+}
+
+/// Whether a machine would be given its workflow now.
+fn may_boot(
+    view: &store::View<'_>,
+    agent: &Agent,
+    task: &TaskRow,
+    node: &NodeRow,
+) -> Result<bool, StoreError> {
+    let circumstances = view.circumstances(task, node, agent.site, None, agent.edge.now())?;
+    Ok(matches!(order::liveness(&circumstances), Liveness::Live | Liveness::AwaitsApproval))
 }
 
 fn word(level: Autonomy, action: Action) -> &'static str {

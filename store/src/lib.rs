@@ -105,7 +105,17 @@ impl Store {
     /// `Newer` for a database of a newer program, `Foreign` for one of another replica, `Open`, `File` or
     /// `Sql` when the disk does not do what it should. Nothing is changed then.
     pub fn open(opening: &Opening) -> Result<Self, StoreError> {
-        let (writer, incarnation) = writer::Writer::open(opening)?;
+        Store::open_on(opening, None)
+    }
+
+    /// The same on a virtual machine that says which `generation` of itself it is: a text that changes when a
+    /// snapshot of the machine is restored, or the machine is cloned, and at no other time. Another one than at
+    /// the last start begins a new incarnation, because the database is then that of the snapshot.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_on(opening: &Opening, generation: Option<&str>) -> Result<Self, StoreError> {
+        let (writer, incarnation) = writer::Writer::open(opening, generation)?;
         Ok(Store {
             inner: Arc::new(Inner {
                 origin: opening.origin,

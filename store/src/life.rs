@@ -3,7 +3,8 @@
 //! An incarnation is one life of a database, and the actor of every change that it writes. A database that
 //! went back in time must never go on under the same one: two histories of one actor fork documents for
 //! ever. So the incarnation and the number of starts lie beside the database too, and another life begins
-//! where the copy is of another life or counts more starts, or where a peer knows more of us than we do.
+//! where the copy is of another life or counts more starts, where the virtual machine is of another
+//! generation, or where a peer knows more of us than we do. A clock that went back shows none of that.
 //! Then nothing is ordered or followed until somebody confirms, and the logs of both directions begin anew
 //! (see `join`).
 //!
@@ -32,8 +33,15 @@ use crate::{
     writer::{KNOWN_TIME, RESTORED, State, meta, set_meta},
 };
 
+/// The generation of the virtual machine at the last start.
+const GENERATION: &str = "generation";
+
 /// Decides which incarnation lives in the database from now on.
-pub(crate) fn settle(connection: &mut Connection, opening: &Opening) -> Result<State, StoreError> {
+pub(crate) fn settle(
+    connection: &mut Connection,
+    opening: &Opening,
+    generation: Option<&str>,
+) -> Result<State, StoreError> {
     let beside = opening.folder.join("incarnation");
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let found = meta(&transaction, "origin")?.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
@@ -51,7 +59,7 @@ pub(crate) fn settle(connection: &mut Connection, opening: &Opening) -> Result<S
         (None, _) => None,
         (Some(inside), outside) => {
             let here = outside.as_ref().is_some_and(|outside| is_same_life(outside, inside, starts));
-            why_life_ended(&transaction, here)?
+            why_life_ended(&transaction, here, generation)?
         }
     };
     if let Some(why) = &ended {
@@ -59,6 +67,9 @@ pub(crate) fn settle(connection: &mut Connection, opening: &Opening) -> Result<S
         set_meta(&transaction, "suspended_at", &opening.given.now.0.to_be_bytes())?;
         begin_all_logs(&transaction)?;
         transaction.execute("UPDATE documents SET actor = NULL", [])?;
+    }
+    if let Some(generation) = generation {
+        set_meta(&transaction, GENERATION, generation.as_bytes())?;
     }
     transaction.execute("DELETE FROM meta WHERE key = ?1", [RESTORED])?;
     let incarnation = match inside {
@@ -222,12 +233,24 @@ fn begin_all_logs(sql: &Connection) -> Result<(), StoreError> {
 }
 
 /// Why the life that stands in a database ended, if it did. `here`: what lies beside it is of the same life.
-fn why_life_ended(sql: &Connection, here: bool) -> Result<Option<String>, StoreError> {
+fn why_life_ended(
+    sql: &Connection,
+    here: bool,
+    generation: Option<&str>,
+) -> Result<Option<String>, StoreError> {
     if let Some(mark) = meta(sql, RESTORED)? {
         return Ok(Some(String::from_utf8_lossy(&mark).into_owned()));
     }
     if !here {
         let why = "the database is not the one that ran here last; it was restored or copied";
+        return Ok(Some(why.into()));
+    }
+    let last = meta(sql, GENERATION)?;
+    if let (Some(last), Some(generation)) = (last, generation)
+        && last != generation.as_bytes()
+    {
+        let why =
+            "the virtual machine is of another generation than at the last start; it was restored or cloned";
         return Ok(Some(why.into()));
     }
     Ok(None)

@@ -77,6 +77,28 @@ fn a_database_of_a_newer_program_is_refused_and_not_touched() {
 }
 
 #[test]
+fn h3_a_virtual_machine_of_another_generation_begins_another_life_and_an_unknown_one_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut at = 0;
+    let mut start = |generation: Option<&str>| {
+        at += 1;
+        let folder = folder.path().to_path_buf();
+        let opening = Opening { folder, origin: Origin::Central, given: given(at) };
+        let store = Store::open_on(&opening, generation).unwrap();
+        let why = store.read(|view| view.suspended()).unwrap();
+        (store.incarnation(), why)
+    };
+    let (first, _) = start(None);
+    for generation in [Some("1"), Some("1"), None, Some("1")] {
+        assert_eq!(start(generation), (first, None), "{generation:?}");
+    }
+    let (second, why) = start(Some("2"));
+    assert_ne!(second, first);
+    assert!(why.is_some_and(|why| why.contains("another generation")));
+    assert_eq!(start(Some("2")).0, second, "once");
+}
+
+#[test]
 fn a_database_of_another_replica_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     drop(open(folder.path(), Origin::Central, 1).unwrap());

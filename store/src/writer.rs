@@ -103,7 +103,10 @@ pub(crate) fn reader(database: &Path) -> Result<Connection, StoreError> {
 
 impl Writer {
     /// Opens the database, settles which incarnation lives in it, and starts the thread.
-    pub(crate) fn open(opening: &Opening) -> Result<(Self, Arc<Mutex<Incarnation>>), StoreError> {
+    pub(crate) fn open(
+        opening: &Opening,
+        generation: Option<&str>,
+    ) -> Result<(Self, Arc<Mutex<Incarnation>>), StoreError> {
         let path = database(&opening.folder);
         make_folder(&opening.folder)?;
         refuse_unfinished(&opening.folder)?;
@@ -112,7 +115,7 @@ impl Writer {
         connection.busy_timeout(std::time::Duration::from_secs(5))?;
         connection.set_prepared_statement_cache_capacity(128);
         schema::prepare(&mut connection)?;
-        let state = life::settle(&mut connection, opening)?;
+        let state = life::settle(&mut connection, opening, generation)?;
         let incarnation = Arc::new(Mutex::new(state.incarnation));
         let lives = Arc::clone(&incarnation);
 

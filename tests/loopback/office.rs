@@ -128,7 +128,11 @@ pub(crate) fn settle(central: &Central, site: &Site, patience: Duration) {
         let compared = there["compared_at"].as_str().map(str::to_string);
         // A site that has heard nothing yet agrees too, and does not know itself: its journal is not asked then.
         let agree = heard && here["agrees"] == true && there["agrees"] == true;
-        if agree && compared >= newest(&site.rest) { Ok(()) } else { Err(json!({ "site": here, "central": there })) }
+        if agree && compared >= newest(&site.rest) {
+            Ok(())
+        } else {
+            Err(json!({ "site": here, "central": there }))
+        }
     });
 }
 
