@@ -6,7 +6,6 @@ use sync::{
     document::{Author, Document, Kind, register::Edit},
     id::{DocumentId, Incarnation, Origin},
     ingress::{self, Authority, Outcome, UnknownKeys, Write},
-    journal::Event,
     wire::{Fingerprint, Refusal, Seal},
 };
 
@@ -441,34 +440,6 @@ impl Tx<'_> {
         drop(statement);
         self.sql.prepare_cached("DELETE FROM parked WHERE id = ?1")?.execute([id.as_bytes()])?;
         Ok(runs)
-    }
-
-    pub(crate) fn quarantine(
-        &mut self,
-        kind: Kind,
-        id: DocumentId,
-        peer: Origin,
-        bytes: &[u8],
-        denied: bool,
-        reason: &str,
-    ) -> Result<(), StoreError> {
-        self.sql
-            .prepare_cached(
-                "INSERT INTO quarantine (peer, kind, id, at, denied, reason, bytes, hash)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
-            )?
-            .execute(params![
-                peer.to_string(),
-                kind.number(),
-                id.as_bytes(),
-                signed(self.given.now.0),
-                denied,
-                reason,
-                bytes,
-                ingress::parse(bytes).ok().map(|parsed| parsed.hash().0)
-            ])?;
-        let reason = reason.to_string();
-        self.journal(Event::ChangeQuarantined { kind: kind.to_string(), document: id, reason })
     }
 }
 

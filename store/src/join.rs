@@ -112,6 +112,7 @@ impl Tx<'_> {
                 .prepare_cached("UPDATE peers SET directory = 0 WHERE peer = ?1")?
                 .execute([peer.to_string()])?;
             self.tell_directory(site)?;
+            self.tell_broken_chains(peer, their_stream(self.state.origin, peer))?;
         }
         let known = matches!(self.state.origin, Origin::Site(_)).then_some(&known);
         let entries = self.tell_entries(peer, &theirs.streams, known)?;
@@ -281,7 +282,7 @@ impl Tx<'_> {
         Ok(told)
     }
 
-    fn has_entry(&self, stream: Stream, head: &StreamHead) -> Result<bool, StoreError> {
+    pub(crate) fn has_entry(&self, stream: Stream, head: &StreamHead) -> Result<bool, StoreError> {
         Ok(self
             .sql
             .prepare_cached(
@@ -290,14 +291,17 @@ impl Tx<'_> {
             .exists(params![stream.to_string(), head.incarnation.as_bytes(), signed(head.seq), head.hash])?)
     }
 
-    /// Records the fact of an entry once more, in the present life.
-    fn record_again(&mut self, stream: Stream, entry: i64) -> Result<Option<i64>, StoreError> {
+    /// Records the fact of an entry once more, in the present chain; nothing if it cannot be read.
+    pub(crate) fn record_again(&mut self, stream: Stream, entry: i64) -> Result<Option<i64>, StoreError> {
         let bytes: Vec<u8> = self
             .sql
             .prepare_cached("SELECT bytes FROM journal WHERE entry = ?1")?
             .query_row([entry], |row| row.get(0))?;
-        let found = chain::decode(&bytes)?;
         self.sql.prepare_cached("UPDATE journal SET copied = 1 WHERE entry = ?1")?.execute([entry])?;
+        let Ok(found) = chain::decode(&bytes) else {
+            tracing::error!(entry, %stream, "an entry of our own journal cannot be read any more");
+            return Ok(None);
+        };
         // Whoever wrote it was this very program, so its event is known.
         let Some(event) = found.event else { return Ok(None) };
         self.append_as(stream, found.at, &found.by, found.policy_epoch, event).map(Some)

@@ -40,7 +40,7 @@ impl Tx<'_> {
         self.append_as(stream, at, &by, epoch, event)
     }
 
-    /// Appends an entry of somebody, at some time, in the present life.
+    /// Appends an entry of somebody, at some time, in the present chain.
     pub(crate) fn append_as(
         &self,
         stream: Stream,
@@ -49,16 +49,24 @@ impl Tx<'_> {
         policy_epoch: u64,
         event: Event,
     ) -> Result<i64, StoreError> {
-        let incarnation = self.state.incarnation;
+        let incarnation = self.present_chain()?;
         let mut head = head_of(self.sql, stream, incarnation)?.unwrap_or_else(|| Head::new(incarnation));
         let bytes = head.append(stream, at, by, policy_epoch, event);
         insert(self.sql, stream, &head, &bytes)
     }
 
     /// Takes over an entry of a peer's stream after checking that it continues the chain. One that is here
-    /// already changes nothing; one that does not fit is told as an error.
-    pub(crate) fn take_entry(&mut self, stream: Stream, bytes: &[u8]) -> Result<(), StoreError> {
-        let entry = chain::decode(bytes)?;
+    /// already changes nothing; one that does not fit is set aside, and what follows it (see `chains`).
+    pub(crate) fn take_entry(
+        &mut self,
+        peer: Origin,
+        stream: Stream,
+        bytes: &[u8],
+    ) -> Result<(), StoreError> {
+        let entry = match chain::decode(bytes) {
+            Ok(entry) => entry,
+            Err(error) => return self.break_chain(peer, stream, None, bytes, &error),
+        };
         let here: Option<[u8; 32]> = self
             .sql
             .prepare_cached("SELECT hash FROM journal WHERE stream = ?1 AND incarnation = ?2 AND seq = ?3")?
@@ -70,12 +78,24 @@ impl Tx<'_> {
         if here == Some(chain::hash(bytes)) {
             return Ok(());
         }
+        if self.is_broken(stream, entry.incarnation)? {
+            let reason = "it is of a chain that broke before";
+            return self.set_entry_aside(peer, entry.incarnation, bytes, reason);
+        }
         let last = head_of(self.sql, stream, entry.incarnation)?;
-        let (entry, head) = chain::follow(stream, last.as_ref(), bytes)?;
+        let (entry, head) = match chain::follow(stream, last.as_ref(), bytes) {
+            Ok(follows) => follows,
+            Err(error) => {
+                // An entry of another stream says nothing about its chain in this one.
+                let named = (entry.stream == stream).then_some(entry.incarnation);
+                return self.break_chain(peer, stream, named, bytes, &error);
+            }
+        };
         if let (Stream::Site(site), Some(Event::EpochAdopted { epoch })) = (stream, &entry.event) {
             self.note_epoch(site, *epoch)?;
         }
-        insert(self.sql, stream, &head, bytes).map(drop)
+        insert(self.sql, stream, &head, bytes)?;
+        self.chain_holds(peer)
     }
 }
 
@@ -94,7 +114,7 @@ fn insert(sql: &rusqlite::Connection, stream: Stream, head: &Head, bytes: &[u8])
 }
 
 /// The newest entry of one life of a stream.
-fn head_of(
+pub(crate) fn head_of(
     sql: &rusqlite::Connection,
     stream: Stream,
     incarnation: Incarnation,

@@ -8,18 +8,19 @@ use sync::{
     journal::{Event, Stream},
     policy::Reason,
     time::{MAX_DRIFT, Timestamp},
-    wire::{Cursor, Fingerprint, Item, Reset, Rolling, Seal, Stub, Telemetry},
+    wire::{Cursor, Fingerprint, Item, Reset, Rolling, Seal, StreamHead, Stub, Telemetry},
 };
 
 use crate::{
     StoreError, Tx, life,
     log::{self, signed},
+    quarantine::{Aside, NOTHING},
 };
 
 pub use sync::engine::Standing;
 
 impl Tx<'_> {
-    fn ensure_peer(&self, peer: Origin) -> Result<(), StoreError> {
+    pub(crate) fn ensure_peer(&self, peer: Origin) -> Result<(), StoreError> {
         self.sql
             .prepare_cached("INSERT OR IGNORE INTO peers (peer) VALUES (?1)")?
             .execute([peer.to_string()])?;
@@ -190,8 +191,11 @@ impl Tx<'_> {
 
     /// Takes over items of the peer's log and returns what is here of it now.
     ///
+    /// Whatever an item is, the next ones are taken: what does not decode, what is not sound and what does not
+    /// follow its chain is set aside.
+    ///
     /// # Errors
-    /// `Malformed` or `Chain` when an item is not what the protocol allows; then nothing is taken.
+    /// `Malformed` when the items do not follow what is here; then nothing is taken.
     pub(crate) fn ingest(
         &mut self,
         peer: Origin,
@@ -207,19 +211,26 @@ impl Tx<'_> {
                 why: format!("it begins at {from} and {} are here", cursor.position),
             });
         }
-        let before = self.quarantined()?;
+        let before = self.ever_aside(peer)?;
         let mut run: Option<Run> = None;
         let mut ours_came_back = false;
         for bytes in items {
-            let item: Item = minicbor::decode(bytes)
-                .map_err(|error| StoreError::Malformed { what: "log item", why: error.to_string() })?;
             cursor = Cursor { position: cursor.position + 1, rolling: cursor.rolling.over(bytes) };
+            let item: Item = match minicbor::decode(bytes) {
+                Ok(item) => item,
+                Err(error) => {
+                    let aside = Aside { kind: NOTHING, id: DocumentId([0; 16]), denied: false, bytes };
+                    self.set_aside(peer, &aside, &format!("log item cannot be decoded: {error}"))?;
+                    continue;
+                }
+            };
             let note = Note::of(&item);
             match (item.kind, item.document, item.change, item.entry) {
                 (Some(kind), Some(document), Some(change), _) => {
                     let Some(kind) = Kind::from_number(kind) else {
                         // A kind of a newer program: kept aside, so that nothing is lost.
-                        self.set_aside(kind, document, peer, &change)?;
+                        let aside = Aside { kind: kind.into(), id: document, denied: false, bytes: &change };
+                        self.set_aside(peer, &aside, "documents of this kind are not known to this program")?;
                         continue;
                     };
                     match &mut run {
@@ -239,7 +250,7 @@ impl Tx<'_> {
                         (Origin::Site(site), _) => Stream::Down(site),
                         (Origin::Central, Origin::Central) => Stream::Central,
                     };
-                    self.take_entry(stream, &entry)?;
+                    self.take_entry(peer, stream, &entry)?;
                 }
                 _ => {
                     ours_came_back |= self.take_run(run.take(), peer, cursor.position)?;
@@ -250,7 +261,7 @@ impl Tx<'_> {
         ours_came_back |= self.take_run(run, peer, cursor.position)?;
         crate::command::site::follow_epoch(self)?;
         self.outdate_agreement(peer)?;
-        if self.quarantined()? > before {
+        if self.ever_aside(peer)? > before {
             self.set_agreement(peer, false)?;
         }
         self.sql
@@ -299,28 +310,9 @@ impl Tx<'_> {
             (Origin::Site(_), Note::Stubs(stubs)) => self.take_stubs(&stubs),
             (Origin::Site(_), Note::Recovering(is)) => self.take_recovering(is),
             (Origin::Site(_), Note::Reset(kind, id, reset)) => self.take_reset(peer, kind, id, &reset),
+            (Origin::Site(_), Note::Broken(newest)) => self.take_broken(&newest),
             (Origin::Site(_), Note::Unknown) | (Origin::Central, _) => Ok(()),
         }
-    }
-
-    fn set_aside(&mut self, kind: u8, id: DocumentId, peer: Origin, bytes: &[u8]) -> Result<(), StoreError> {
-        self.sql
-            .prepare_cached(
-                "INSERT INTO quarantine (peer, kind, id, at, reason, bytes) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-            )?
-            .execute(params![
-                peer.to_string(),
-                kind,
-                id.as_bytes(),
-                signed(self.given.now.0),
-                "documents of this kind are not known to this program",
-                bytes
-            ])?;
-        Ok(())
-    }
-
-    fn quarantined(&self) -> Result<i64, StoreError> {
-        Ok(self.sql.query_row("SELECT count(*) FROM quarantine", [], |row| row.get(0))?)
     }
 
     /// What is held here, less what `peer` has not acknowledged after `pushed`.
@@ -441,6 +433,7 @@ enum Note {
     Stubs(Vec<Stub>),
     Reset(Kind, DocumentId, Reset),
     Recovering(bool),
+    Broken(StreamHead),
     Unknown,
 }
 
@@ -452,6 +445,7 @@ impl Note {
             (Item { dropped: Some(true), .. }, _, Some(id)) => Note::Dropped(id),
             (Item { stubs: Some(stubs), .. }, ..) => Note::Stubs(stubs.clone()),
             (Item { recovering: Some(is), .. }, ..) => Note::Recovering(*is),
+            (Item { broken: Some(newest), .. }, ..) => Note::Broken(*newest),
             _ => Note::Unknown,
         }
     }

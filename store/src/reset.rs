@@ -44,6 +44,11 @@ impl Tx<'_> {
         self.sql
             .prepare_cached("DELETE FROM parked WHERE id = ?1 AND source = ?2")?
             .execute(params![id.as_bytes(), peer.to_string()])?;
+        if self.is_noisy(peer)? {
+            // Nor is the log filled with answers to what nobody keeps. Both hold something else, so a site
+            // that is only unlucky hears of it when both join after a person has looked.
+            return Ok(());
+        }
         let heads = self.with_document(kind, id, |document| joined(&document.heads()))?.unwrap_or_default();
         let reset = Reset { heads, upto, refused };
         self.tell(peer, Row::Note(Item::reset(kind.number(), id, reset).to_bytes()))

@@ -18,6 +18,8 @@ use sync::{
     wire::Item,
 };
 
+mod desk;
+
 use super::*;
 use crate::{
     command::{

@@ -3,7 +3,8 @@
 
 -- Single values: origin, incarnation, starts, clock, central_time, known_time, views, suspended, suspended_at,
 -- generation, followed (epoch), authority (central's and its predecessor, by their digests), recovering (at a site: the
--- newest change when central told that it is in recovery).
+-- newest change when central told that it is in recovery), chain (a site's: the life in which it was begun, and
+-- the chain that its journal goes on in).
 CREATE TABLE meta (key TEXT NOT NULL UNIQUE, value BLOB NOT NULL) STRICT;
 
 -- One row per replicated document. `heads` are the sorted hashes, 32 bytes each; `sum` is the sum of the changes'
@@ -32,11 +33,13 @@ CREATE TABLE parked (
     bytes BLOB NOT NULL, seal BLOB
 ) STRICT;
 CREATE INDEX parked_by_document ON parked (id);
--- Bytes of a peer that did not pass ingress. `denied`: they are sound, and were not the peer's to write.
+-- Bytes of a peer that did not pass ingress. `denied`: they are sound, and were not the peer's to write. `kind` is that of
+-- the document, -1 of a journal entry, whose `id` is its chain, -2 of an item that is nothing. An item keeps its number for ever.
 CREATE TABLE quarantine (
-    item INTEGER PRIMARY KEY, peer TEXT NOT NULL, kind INTEGER NOT NULL, id BLOB NOT NULL, at INTEGER NOT NULL,
+    item INTEGER PRIMARY KEY AUTOINCREMENT, peer TEXT NOT NULL, kind INTEGER NOT NULL, id BLOB NOT NULL, at INTEGER NOT NULL,
     denied INTEGER NOT NULL DEFAULT 0, reason TEXT NOT NULL, bytes BLOB NOT NULL, hash BLOB
 ) STRICT;
+CREATE INDEX quarantine_by_peer ON quarantine (peer, item);
 CREATE INDEX quarantine_by_hash ON quarantine (hash) WHERE hash IS NOT NULL;
 
 -- `copied`: the fact was recorded again in a later life, because the peer has another entry of that number.
@@ -44,6 +47,8 @@ CREATE TABLE journal (
     entry INTEGER PRIMARY KEY, stream TEXT NOT NULL, incarnation BLOB NOT NULL, seq INTEGER NOT NULL,
     hash BLOB NOT NULL, bytes BLOB NOT NULL, copied INTEGER NOT NULL DEFAULT 0, UNIQUE (stream, incarnation, seq)
 ) STRICT;
+-- Chains of peers that broke: nothing more of them is taken.
+CREATE TABLE broken_chains (stream TEXT NOT NULL, incarnation BLOB NOT NULL, UNIQUE (stream, incarnation)) STRICT;
 
 -- What a peer is told, in order. Exactly one of `change`, `entry` and `note`, the item itself, is
 -- present. `changes` and `sum` are
@@ -70,7 +75,11 @@ CREATE TABLE peers (
     -- At central: the highest settings epoch that the site was seen to know of, whoever told of it.
     seen_epoch INTEGER NOT NULL DEFAULT 0,
     -- At central: both have held the same since our life began, so that the site has given back what it had.
-    returned INTEGER NOT NULL DEFAULT 0
+    returned INTEGER NOT NULL DEFAULT 0,
+    -- What is in quarantine, how much was ever put there but for journal entries, and how much went since there was
+    -- too much (`trimmed`). `breaks`: chains of its journal that broke in a row.
+    aside_items INTEGER NOT NULL DEFAULT 0, aside_bytes INTEGER NOT NULL DEFAULT 0,
+    aside_ever INTEGER NOT NULL DEFAULT 0, trimmed INTEGER NOT NULL DEFAULT 0, breaks INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 -- At central: which documents a site is told about (`inside`), or was once: then the site holds what it wrote itself
 -- after change `upto`.

@@ -3,14 +3,13 @@
 use rusqlite::{OptionalExtension, params};
 use serde::Serialize;
 use sync::{
-    document::Kind,
     id::{DocumentId, Incarnation, MacAddr, Origin, TaskId},
     time::Timestamp,
     wire::Telemetry,
 };
 
 use super::View;
-use crate::{StoreError, log};
+use crate::{StoreError, log, quarantine};
 
 /// Standing towards one peer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -165,11 +164,10 @@ impl View<'_> {
 }
 
 fn quarantine_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<QuarantineRow> {
-    let number: u8 = row.get(2)?;
     Ok(QuarantineRow {
         item: row.get::<_, i64>(0)?.unsigned_abs(),
         peer: row.get(1)?,
-        kind: Kind::from_number(number).map_or_else(|| number.to_string(), |kind| kind.to_string()),
+        kind: quarantine::word(row.get(2)?),
         document: DocumentId(row.get(3)?),
         at: Timestamp(row.get::<_, i64>(4)?.unsigned_abs()),
         denied: row.get(5)?,

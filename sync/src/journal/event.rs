@@ -357,6 +357,80 @@ pub enum Event {
         #[n(4)]
         reason: String,
     },
+    /// An entry of a peer's journal does not follow the ones before: from there on nothing of that chain is
+    /// taken, and the peer records its facts again in another one.
+    #[n(26)]
+    ChainBroken {
+        /// Stream that the chain is part of.
+        #[n(0)]
+        stream: String,
+        /// The chain.
+        #[n(1)]
+        incarnation: Incarnation,
+        /// Number of its newest entry here; 0 if none is.
+        #[n(2)]
+        seq: u64,
+        /// What is wrong with the one that came next.
+        #[n(3)]
+        reason: String,
+    },
+    /// The journal goes on in another chain, because central could not follow the one before.
+    #[n(27)]
+    ChainBegun {
+        /// The chain that is left.
+        #[n(0)]
+        left: Incarnation,
+        /// Newest entry of it that central has; 0 if none.
+        #[n(1)]
+        seq: u64,
+        /// Facts that were recorded again.
+        #[n(2)]
+        again: u64,
+        /// Entries that cannot be read here any more.
+        #[n(3)]
+        lost: u64,
+    },
+    /// A person decided what becomes of bytes that were set aside.
+    #[n(28)]
+    QuarantineDecided {
+        /// Number of the item in the quarantine.
+        #[n(0)]
+        item: u64,
+        /// Who delivered it.
+        #[n(1)]
+        peer: String,
+        /// Kind of the document, or what else it was.
+        #[n(2)]
+        kind: String,
+        /// The document; of a journal entry its chain.
+        #[n(3)]
+        document: DocumentId,
+        /// Digest of the bytes.
+        #[n(4)]
+        digest: Digest,
+        /// `released`: what they say was written by that person; or `dismissed`.
+        #[n(5)]
+        decision: String,
+        /// Who had written them, as they say of themselves; empty if that cannot be read.
+        #[n(6)]
+        author: String,
+        /// Why.
+        #[n(7)]
+        why: String,
+    },
+    /// More is set aside of a peer than is kept: the oldest goes, and more that comes is only counted.
+    #[n(29)]
+    QuarantineTrimmed {
+        /// Whose.
+        #[n(0)]
+        peer: String,
+        /// Items that are kept.
+        #[n(1)]
+        items: u64,
+        /// Their bytes.
+        #[n(2)]
+        bytes: u64,
+    },
     /// Central's authority has a successor, which signs from now on.
     #[n(34)]
     AuthoritySucceeded {

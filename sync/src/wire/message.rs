@@ -161,6 +161,10 @@ pub struct Item {
     /// From central: it did not take everything that the site wrote into the document.
     #[n(7)]
     pub reset: Option<Reset>,
+    /// From central: the newest entry that it has of a chain of the site's journal; what came next does not
+    /// follow it, and nothing more of that chain will be taken.
+    #[n(10)]
+    pub broken: Option<StreamHead>,
     /// From central: whether it is in recovery. Orders that arrive while it is wait at the site.
     #[n(11)]
     pub recovering: Option<bool>,
@@ -245,6 +249,11 @@ impl Item {
     /// Whether central is in recovery.
     pub fn recovering(is: bool) -> Self {
         Item { recovering: Some(is), ..Item::default() }
+    }
+
+    /// That a chain of the journal broke after this entry.
+    pub fn broken(newest: StreamHead) -> Self {
+        Item { broken: Some(newest), ..Item::default() }
     }
 
     /// The bytes that are sent and hashed.
