@@ -140,6 +140,66 @@ impl Client {
         }
     }
 
+    /// Pages through a list; `path` begins with `/` and may have a query.
+    ///
+    /// # Errors
+    /// When the server is not reached or refuses.
+    pub fn list(&self, what: &str, path: &str) -> Result<Vec<Value>, Failure> {
+        let mut items = Vec::new();
+        let mut after: Option<String> = None;
+        loop {
+            let joint = if path.contains('?') { '&' } else { '?' };
+            let page = after.map_or_else(|| path.to_string(), |after| format!("{path}{joint}after={after}"));
+            let mut body = self.ask(what, "GET", &page, None)?;
+            items.extend(body["items"].as_array_mut().map(std::mem::take).unwrap_or_default());
+            match body["next"].as_str() {
+                Some(next) => after = Some(next.to_string()),
+                None => return Ok(items),
+            }
+        }
+    }
+
+    /// Reads one thing.
+    ///
+    /// # Errors
+    /// When the server is not reached or refuses.
+    pub fn get(&self, what: &str, path: &str) -> Result<Value, Failure> {
+        self.ask(what, "GET", path, None)
+    }
+
+    /// Decides about one thing, with a reason; an empty one is left to the server.
+    ///
+    /// # Errors
+    /// When the server is not reached or refuses.
+    pub fn decide(&self, what: &str, path: &str, why: &str) -> Result<Value, Failure> {
+        self.ask(what, "POST", path, Some(&json!({ "why": why })))
+    }
+
+    /// Reads bytes.
+    ///
+    /// # Errors
+    /// When the server is not reached or refuses.
+    pub fn bytes(&self, what: &str, path: &str) -> Result<Vec<u8>, Failure> {
+        let url = format!("{}/api/v1{path}", self.url);
+        let answer = self.agent.get(&url).header("authorization", &format!("Bearer {}", self.token)).call();
+        let mut answer = answer.map_err(|error| self.unreached(what, &error))?;
+        let status = answer.status().as_u16();
+        if status != 200 {
+            let body = answer.body_mut().read_json().unwrap_or(Value::Null);
+            return Err(self.refused(what.to_string(), status, &body));
+        }
+        answer.body_mut().read_to_vec().map_err(|error| self.unreached(what, &error))
+    }
+
+    fn unreached(&self, what: &str, error: &ureq::Error) -> Failure {
+        Failure::new(
+            Exit::Server,
+            what,
+            format!("the server at {} does not answer: {error}", self.url),
+            "start it with `holdfast-central serve`, or name it with `--server`",
+        )
+    }
+
     fn call(
         &self,
         what: &str,
@@ -154,14 +214,7 @@ impl Client {
             (_, Some(body)) => self.agent.post(&url).header("authorization", &bearer).send_json(body),
             (_, None) => self.agent.post(&url).header("authorization", &bearer).send_empty(),
         };
-        let mut answer = answer.map_err(|error| {
-            Failure::new(
-                Exit::Server,
-                what,
-                format!("the server at {} does not answer: {error}", self.url),
-                "start it with `holdfast-central serve`, or name it with `--server`",
-            )
-        })?;
+        let mut answer = answer.map_err(|error| self.unreached(what, &error))?;
         // What is no JSON comes from somebody else and shows as a status without a reason.
         let body = answer.body_mut().read_json().unwrap_or(Value::Null);
         Ok((answer.status().as_u16(), body))

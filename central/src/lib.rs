@@ -3,7 +3,7 @@
 //! [`config`] is what a person sets, [`server`] starts everything and ends it, [`event_loop`] owns the
 //! program's time and chance. `hub` lets sites in and replicates with them, `sessions` lists who is
 //! connected, [`enrolment`] makes machines into sites, `http` is the operators' API, `content` how blobs
-//! leave. [`client`] talks to a running server, [`backup`] keeps a copy of central and puts it back.
+//! leave. [`client`] talks to a running server, [`desk`] shows its quarantine, [`backup`] keeps a copy of central and puts it back.
 //!
 //! Deliberately absent: boot services, which are a site's, and everything that a site must be able to
 //! decide alone.
@@ -23,4 +23,5 @@ mod content;
 mod http;
 
 pub mod client;
+pub mod desk;
 pub mod backup;

@@ -11,6 +11,7 @@ use central::{
     backup,
     client::{self, Client},
     config::{self, Config, Layer},
+    desk,
     event_loop::{self, Edge},
     failure::{Exit, Failure},
     server::{ADMIN_TOKEN, Server},
@@ -46,6 +47,14 @@ Examples:
 
 Prints the token alone on stdout. It is good for one machine and one day:
   holdfast-site enroll --central HOST:7443 --token TOKEN --name lyon";
+
+const QUARANTINE_EXAMPLES: &str = "\
+Examples:
+  holdfast-central quarantine list --site lyon
+  holdfast-central quarantine show 7
+  holdfast-central quarantine export 7 --to 7.bin
+  holdfast-central quarantine release 7 --why 'agreed on the phone'
+  holdfast-central quarantine dismiss 8 --why 'a damaged disk'";
 
 const BACKUP_EXAMPLES: &str = "\
 Examples:
@@ -166,9 +175,60 @@ enum Command {
         #[arg(long, value_name = "URL", env = "HOLDFAST_CENTRAL_SERVER")]
         server: Option<String>,
     },
+    /// Looks at what sites sent that was not taken, and decides what becomes of it
+    #[command(after_help = QUARANTINE_EXAMPLES)]
+    Quarantine {
+        #[command(subcommand)]
+        command: QuarantineCommand,
+        /// The running server [default: http:// and `listen_http`]
+        #[arg(long, global = true, value_name = "URL", env = "HOLDFAST_CENTRAL_SERVER")]
+        server: Option<String>,
+    },
     /// Looks at the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
+}
+
+#[derive(Subcommand)]
+enum QuarantineCommand {
+    /// Lists what was set aside, one item per line
+    List {
+        /// Only what this site sent: its name or id
+        #[arg(long, value_name = "SITE")]
+        site: Option<String>,
+        /// Only what is sound and was not the site's to write
+        #[arg(long)]
+        denied: bool,
+    },
+    /// Shows what one item says, and why it was not taken
+    Show {
+        /// Number of the item
+        item: u64,
+    },
+    /// Writes the bytes of one item, as they came
+    Export {
+        /// Number of the item
+        item: u64,
+        /// File to write; stdout if left out
+        #[arg(long, value_name = "FILE")]
+        to: Option<PathBuf>,
+    },
+    /// Writes what the item says, register by register, in your name, and takes it out
+    Release {
+        /// Number of the item
+        item: u64,
+        /// Why, for the journal
+        #[arg(long, value_name = "TEXT", default_value = "")]
+        why: String,
+    },
+    /// Takes the item out for good; what it says is not done
+    Dismiss {
+        /// Number of the item
+        item: u64,
+        /// Why, for the journal
+        #[arg(long, value_name = "TEXT", default_value = "")]
+        why: String,
+    },
 }
 
 #[derive(Subcommand)]
@@ -245,6 +305,10 @@ fn run(command: Command, settings: Settings) -> Result<(), Failure> {
             create_token(&config, &url, &site, &describe)
         }
         Command::Authority(command) => authority(&config, command),
+        Command::Quarantine { command, server } => {
+            let url = server.unwrap_or_else(|| config.http_url());
+            quarantine(&Client::open(&url, &config.data_dir.join(ADMIN_TOKEN))?, command)
+        }
         Command::Backup { to } => {
             backup::save(&config.data_dir, &to, Edge::of_this_machine().now(), &mut say_line)
         }
@@ -338,14 +402,31 @@ fn authority(config: &Config, command: AuthorityCommand) -> Result<(), Failure> 
     say(&client::authority_text(&shown))
 }
 
+fn quarantine(client: &Client, command: QuarantineCommand) -> Result<(), Failure> {
+    match command {
+        QuarantineCommand::List { site, denied } => say(&desk::list(client, site.as_deref(), denied)?),
+        QuarantineCommand::Show { item } => say(&desk::show(client, item)?),
+        QuarantineCommand::Export { item, to } => {
+            let bytes = desk::export(client, item, to.as_deref())?;
+            if to.is_none() { write(&bytes) } else { Ok(()) }
+        }
+        QuarantineCommand::Release { item, why } => say(&desk::decide(client, item, "release", &why)?),
+        QuarantineCommand::Dismiss { item, why } => say(&desk::decide(client, item, "dismiss", &why)?),
+    }
+}
+
 /// Tells what is being done. Whoever closed stdout does not read it; the work is done all the same.
 fn say_line(line: &str) {
     drop(say(&format!("{line}\n")));
 }
 
 fn say(text: &str) -> Result<(), Failure> {
+    write(text.as_bytes())
+}
+
+fn write(bytes: &[u8]) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
-    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(|error| {
+    out.write_all(bytes).and_then(|()| out.flush()).map_err(|error| {
         Failure::new(
             Exit::Running,
             "the answer could not be written to stdout",

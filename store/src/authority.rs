@@ -7,6 +7,11 @@
 //! before entries; it gains nothing by that but what central gave. Judging itself is
 //! [`sync::ingress::authorize`].
 //!
+//! What a site knew is what it acknowledged before it wrote, in the order in which both arrive: it keeps an
+//! acknowledgement back until central has all that it wrote before (`sync::engine::vouch`). So work that is
+//! late is judged as it was done; and a site that has acknowledged newer settings follows them, and one that
+//! has acknowledged that a document left it writes there as a visitor, whatever it says itself.
+//!
 //! What carries central's seal was judged once, and is taken back from whoever brings it.
 
 use std::{cell::RefCell, collections::BTreeSet};
@@ -21,7 +26,11 @@ use sync::{
     wire::Seal,
 };
 
-use crate::{StoreError, Tx, log::signed};
+use crate::{
+    StoreError, Tx,
+    log::{self, signed},
+    scope,
+};
 
 /// Epochs above this are nobody's: a person who changes a setting every second needs a century.
 const MAX_SEEN: u64 = u32::MAX as u64;
@@ -31,6 +40,10 @@ const MAX_SEEN: u64 = u32::MAX as u64;
 pub(crate) struct Position {
     pub(crate) peer: Origin,
     pub(crate) epoch: u64,
+    /// What the peer had acknowledged of our log when it wrote.
+    pub(crate) known: u64,
+    /// How much of the directory it had acknowledged.
+    pub(crate) directory: u64,
 }
 
 /// Judges the changes of one document that one site delivers.
@@ -39,6 +52,8 @@ pub(crate) struct Judge<'c> {
     site: SiteId,
     name: String,
     epoch: u64,
+    /// The site had acknowledged that the document left it.
+    released: bool,
     /// Changes that central sealed.
     sealed: BTreeSet<[u8; 32]>,
     /// What kept it from judging; then nothing of the batch counts.
@@ -70,6 +85,7 @@ impl Judge<'_> {
         Ok(Delivery {
             actor_is_theirs: may_use(self.sql, change.actor_id().to_bytes(), self.site)?,
             autonomy: autonomy(self.sql, self.site, self.epoch.max(named))?,
+            released: self.released,
             ..self.stranger()
         })
     }
@@ -89,12 +105,54 @@ impl Judge<'_> {
 impl<'t> Tx<'t> {
     /// Where the log of `peer` stands, for changes that arrive next.
     pub(crate) fn position(&self, peer: Origin) -> Result<Position, StoreError> {
+        let found: Option<[i64; 3]> = self
+            .sql
+            .prepare_cached("SELECT epoch, known, directory_known FROM peers WHERE peer = ?1")?
+            .query_row([peer.to_string()], |row| Ok([row.get(0)?, row.get(1)?, row.get(2)?]))
+            .optional()?;
+        let [epoch, known, directory] = found.unwrap_or_default().map(i64::unsigned_abs);
+        Ok(Position { peer, epoch, known, directory })
+    }
+
+    /// At central: what the site delivers from here on it wrote knowing our log up to `position`. It cannot know
+    /// more than there is.
+    pub(crate) fn note_known(&mut self, peer: Origin, position: u64) -> Result<(), StoreError> {
+        let position = position.min(log::end(self.sql, peer)?);
+        self.ensure_peer(peer)?;
+        self.sql
+            .prepare_cached(
+                "UPDATE peers SET known = max(known, ?2), directory_known =
+                     CASE WHEN directory_at BETWEEN 1 AND ?2 THEN directory ELSE directory_known END
+                 WHERE peer = ?1",
+            )?
+            .execute(params![peer.to_string(), signed(position)])?;
+        scope::end_doubt(self, peer, position)
+    }
+
+    /// Whether the site has acknowledged, at `from`, that the document is not its own: because it was told that
+    /// it left, or where the machine is at home.
+    fn is_released(&self, from: Position, site: SiteId, id: DocumentId) -> Result<bool, StoreError> {
+        let left = self
+            .sql
+            .prepare_cached(
+                "SELECT 1 FROM scope JOIN documents ON documents.doc = scope.doc
+                 WHERE peer = ?1 AND id = ?2 AND inside = 0 AND gone <= ?3",
+            )?
+            .exists(params![from.peer.to_string(), id.as_bytes(), signed(from.known)])?;
+        let elsewhere = self
+            .sql
+            .prepare_cached("SELECT 1 FROM directory WHERE node = ?1 AND home != ?2 AND seq <= ?3")?
+            .exists(params![id.as_bytes(), site.as_bytes(), signed(from.directory)])?;
+        Ok(left || elsewhere)
+    }
+
+    /// The newest settings epoch that the site has acknowledged at `from`.
+    fn known_epoch(&self, site: SiteId, from: Position) -> Result<u64, StoreError> {
         let epoch: Option<i64> = self
             .sql
-            .prepare_cached("SELECT epoch FROM peers WHERE peer = ?1")?
-            .query_row([peer.to_string()], |row| row.get(0))
-            .optional()?;
-        Ok(Position { peer, epoch: epoch.unwrap_or(0).unsigned_abs() })
+            .prepare_cached("SELECT max(epoch) FROM epochs WHERE site = ?1 AND told <= ?2")?
+            .query_row(params![site.as_bytes(), signed(from.known)], |row| row.get(0))?;
+        Ok(epoch.unwrap_or(0).unsigned_abs())
     }
 
     /// Whoever judges what was delivered at `from`; nobody does at a site.
@@ -120,7 +178,8 @@ impl<'t> Tx<'t> {
             sql: self.sql,
             site,
             name: name.unwrap_or_else(|| format!("site {site}")),
-            epoch: from.epoch,
+            epoch: from.epoch.max(self.known_epoch(site, from)?),
+            released: self.is_released(from, site, id)?,
             sealed,
             failure: RefCell::new(None),
         }))
@@ -189,11 +248,18 @@ impl<'t> Tx<'t> {
         Ok(highest.unsigned_abs())
     }
 
-    /// Remembers what a site may decide under an epoch that central makes.
+    /// Remembers what a site may decide under an epoch that central makes, and that its log says so by now.
     pub(crate) fn mint_epoch(&self, site: SiteId, effective: &Effective) -> Result<(), StoreError> {
         self.sql
-            .prepare_cached("INSERT OR REPLACE INTO epochs (site, epoch, autonomy) VALUES (?1, ?2, ?3)")?
-            .execute(params![site.as_bytes(), signed(effective.epoch), effective.autonomy.as_str()])?;
+            .prepare_cached(
+                "INSERT OR REPLACE INTO epochs (site, epoch, autonomy, told) VALUES (?1, ?2, ?3, ?4)",
+            )?
+            .execute(params![
+                site.as_bytes(),
+                signed(effective.epoch),
+                effective.autonomy.as_str(),
+                signed(log::end(self.sql, Origin::Site(site))?)
+            ])?;
         Ok(())
     }
 }
@@ -482,6 +548,116 @@ mod tests {
             .assert_eq(&last);
     }
 
+    /// The end of the log for a site.
+    fn end(fleet: &Fleet, site: SiteId) -> u64 {
+        fleet.central.read(|view| view.peer(Origin::Site(site))).unwrap().end
+    }
+
+    fn acknowledge(fleet: &mut Fleet, site: SiteId, position: u64) {
+        fleet.at += 1;
+        let known = Output::Known { peer: Origin::Site(site), position };
+        fleet.central.answer_now(known, given(fleet.at)).unwrap();
+    }
+
+    #[test]
+    fn p6_h6_work_from_before_a_machine_left_is_taken_and_who_has_acknowledged_that_it_left_is_a_visitor() {
+        let mut fleet = Fleet::new();
+        let [lyon, bern] = fleet.sites;
+        let mut machine = fleet.machine();
+        let mut hand = Hand::of(lyon, 7);
+        let before = end(&fleet, lyon);
+        let (node, moved) = (fleet.node, node::Home { home_site: Some(bern), home_epoch: 2, claim: None });
+        let moves = move |tx: &mut Tx<'_>| {
+            tx.write(Kind::Node, node.into(), |edit| {
+                edit.set(&node::home(), &moved, "moved");
+            })
+        };
+        fleet.central.run(given(6), moves).unwrap();
+        let left = end(&fleet, lyon);
+        assert_eq!(left, before + 1, "lyon is told that it left");
+
+        // Cut off, lyon goes on with what it knows; what it had acknowledged then is older.
+        acknowledge(&mut fleet, lyon, before);
+        let late = hand.write(&mut machine, &node::hostname(), &text("till-1"));
+        fleet.deliver(lyon, vec![late]);
+        assert_eq!((fleet.hostname().as_str(), fleet.aside().as_str()), ("till-1", ""));
+        // What waits for something else is judged by when it was delivered.
+        let missing = hand.write(&mut machine, &node::notes(), &text("under the till"));
+        let waits = hand.write(&mut machine, &node::hostname(), &text("till-2"));
+        fleet.deliver(lyon, vec![waits]);
+
+        let told = end(&fleet, lyon);
+        acknowledge(&mut fleet, lyon, told + 1_000);
+        let known = fleet.central.run(given(7), move |tx| tx.position(Origin::Site(lyon))).unwrap().known;
+        assert_eq!(known, told, "nobody knows more than he was told");
+        // A copy that was kept says nothing of the move, and does not help.
+        let after = hand.write(&mut machine, &node::hostname(), &text("till-3"));
+        fleet.deliver(lyon, vec![missing, after]);
+        let released = |path: &str| {
+            format!(
+                "node denied: `{path}` of node {node} was written after lyon had acknowledged that this node is \
+                 not its own\n"
+            )
+        };
+        let aside = fleet.aside();
+        assert!(aside.starts_with(&released("notes")), "{aside}");
+        assert_eq!(fleet.hostname(), "till-1");
+        // That it was seen there is said wherever a machine is seen.
+        let seen = node::Observed { first_seen: NOW, asked_again: None };
+        let mut fresh = Document::new(Kind::Node, node.into());
+        let observed = Hand::of(lyon, 9).write(&mut fresh, &node::observed(lyon), &seen);
+        let lines = fleet.aside().lines().count();
+        fleet.deliver(lyon, vec![observed]);
+        assert_eq!(fleet.aside().lines().count(), lines);
+    }
+
+    #[test]
+    fn p9_h6_who_was_told_where_a_machine_is_at_home_does_not_decide_about_it_as_if_he_had_never_heard() {
+        let mut fleet = Fleet::new();
+        let [_, bern] = fleet.sites;
+        fleet.set(bern, Autonomy::Full);
+        let mut unseen = Document::new(Kind::Node, fleet.node.into());
+        let mut hand = Hand { epoch: 2, ..Hand::of(bern, 7) };
+        // Before it heard of the machine it may have been the first to see it.
+        let first = hand.write(&mut unseen, &node::notes(), &text("by the door"));
+        fleet.deliver(bern, vec![first]);
+        assert_eq!(fleet.aside(), "");
+        let peer = Origin::Site(bern);
+        fleet.central.answer_now(Output::Heard { peer, clock: NOW, telemetry: None }, given(8)).unwrap();
+        let told = end(&fleet, bern);
+        acknowledge(&mut fleet, bern, told);
+        let wish = node::Wish { wanted: Wanted::Retired };
+        let retired = hand.write(&mut unseen, &node::wanted(), &wish);
+        fleet.deliver(bern, vec![retired]);
+        let refusal = format!(
+            "node denied: `wanted` of node {} was written after bern had acknowledged that this node is not its own\n",
+            fleet.node
+        );
+        assert_eq!(fleet.aside(), refusal);
+    }
+
+    #[test]
+    fn p6_h6_settings_that_a_site_has_acknowledged_hold_for_it_whatever_its_journal_says() {
+        let mut fleet = Fleet::new();
+        let [lyon, _] = fleet.sites;
+        let mut machine = fleet.machine();
+        let mut hand = Hand::of(lyon, 7);
+        fleet.set(lyon, Autonomy::ReadOnly);
+        let late = hand.write(&mut machine, &node::hostname(), &text("till-1"));
+        fleet.deliver(lyon, vec![late]);
+        assert_eq!((fleet.hostname().as_str(), fleet.aside().as_str()), ("till-1", ""));
+        let told = end(&fleet, lyon);
+        acknowledge(&mut fleet, lyon, told);
+        // It keeps quiet about the epoch and names an older one.
+        let after = hand.write(&mut machine, &node::hostname(), &text("till-2"));
+        fleet.deliver(lyon, vec![after]);
+        let refusal = format!(
+            "node denied: `hostname` of node {} needs autonomy `limited`; lyon has `readonly`\n",
+            fleet.node
+        );
+        assert_eq!((fleet.hostname().as_str(), fleet.aside()), ("till-1", refusal));
+    }
+
     #[test]
     fn h6_what_waited_is_judged_as_whose_it_is_and_not_as_whoever_let_it_in() {
         let mut fleet = Fleet::new();
@@ -504,7 +680,7 @@ mod tests {
             format!("node denied: `wanted` of node {id} needs autonomy `full`; lyon has `limited`\n")
         );
         let rows = fleet.central.read(|view| view.quarantine()).unwrap();
-        assert_eq!(rows[0].peer, lyon.to_string());
+        assert_eq!(rows[0].peer, Origin::Site(lyon));
     }
 
     #[test]

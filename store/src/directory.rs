@@ -18,7 +18,7 @@ use sync::{
 
 use crate::{
     StoreError, Tx, View,
-    log::{Row, signed},
+    log::{self, Row, signed},
 };
 
 /// Rows in one item; about 40 bytes each.
@@ -113,6 +113,10 @@ impl Tx<'_> {
                 .execute(params![peer.to_string(), last])?;
             if !stubs.is_empty() {
                 self.tell(peer, Row::Note(Item::stubs(stubs).to_bytes()))?;
+                let end = log::end(self.sql, peer)?;
+                self.sql
+                    .prepare_cached("UPDATE peers SET directory_at = ?2 WHERE peer = ?1")?
+                    .execute(params![peer.to_string(), signed(end)])?;
             }
         }
     }

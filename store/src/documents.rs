@@ -216,7 +216,7 @@ impl Tx<'_> {
             .optional()?)
     }
 
-    fn kind_of(&self, doc: i64) -> Result<Kind, StoreError> {
+    pub(crate) fn kind_of(&self, doc: i64) -> Result<Kind, StoreError> {
         let number: u8 = self
             .sql
             .prepare_cached("SELECT kind FROM documents WHERE doc = ?1")?
@@ -387,8 +387,8 @@ impl Tx<'_> {
         })?;
         self.sql
             .prepare_cached(
-                "INSERT OR IGNORE INTO parked (id, kind, hash, source, epoch, bytes, seal)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+                "INSERT OR IGNORE INTO parked (id, kind, hash, source, epoch, bytes, seal, known, directory)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
             )?
             .execute(params![
                 id.as_bytes(),
@@ -397,7 +397,9 @@ impl Tx<'_> {
                 from.peer.to_string(),
                 signed(from.epoch),
                 bytes,
-                seal.map(|seal| seal.0)
+                seal.map(|seal| seal.0),
+                signed(from.known),
+                signed(from.directory)
             ])?;
         Ok(())
     }
@@ -423,13 +425,18 @@ impl Tx<'_> {
     /// Takes what waits for a document, in runs that were delivered at one position.
     fn take_parked(&self, id: DocumentId) -> Result<Vec<(Position, Vec<Sealed>)>, StoreError> {
         let mut runs: Vec<(Position, Vec<Sealed>)> = Vec::new();
-        let mut statement = self
-            .sql
-            .prepare_cached("SELECT source, epoch, bytes, seal FROM parked WHERE id = ?1 ORDER BY rowid")?;
+        let mut statement = self.sql.prepare_cached(
+            "SELECT source, epoch, bytes, seal, known, directory FROM parked WHERE id = ?1 ORDER BY rowid",
+        )?;
         let mut rows = statement.query([id.as_bytes()])?;
         while let Some(row) = rows.next()? {
             let source: String = row.get(0)?;
-            let from = Position { peer: source.parse()?, epoch: row.get::<_, i64>(1)?.unsigned_abs() };
+            let from = Position {
+                peer: source.parse()?,
+                epoch: row.get::<_, i64>(1)?.unsigned_abs(),
+                known: row.get::<_, i64>(4)?.unsigned_abs(),
+                directory: row.get::<_, i64>(5)?.unsigned_abs(),
+            };
             let sealed = (row.get(2)?, row.get::<_, Option<[u8; 16]>>(3)?.map(Seal));
             match runs.last_mut() {
                 Some((last, batch)) if *last == from => batch.push(sealed),

@@ -20,6 +20,7 @@ use sync::{
 use crate::{
     StoreError, Tx, documents, life,
     log::{self, Row, signed},
+    scope,
 };
 
 /// Journal entries beyond those that the peer acknowledged, of which a site tells the hashes.
@@ -82,6 +83,7 @@ impl Tx<'_> {
         if self.state.origin == Origin::Central {
             for holding in &theirs.documents {
                 ours.documents.push(self.holding_for(peer, holding)?);
+                self.doubt_holding(peer, holding)?;
             }
             ours.streams = self.stream_heads(their_stream(self.state.origin, peer))?;
             for hash in &known {
@@ -112,6 +114,9 @@ impl Tx<'_> {
                 .prepare_cached("UPDATE peers SET directory = 0 WHERE peer = ?1")?
                 .execute([peer.to_string()])?;
             self.tell_directory(site)?;
+            self.sql
+                .prepare_cached("UPDATE epochs SET told = ?2 WHERE site = ?1 AND told IS NULL")?
+                .execute(params![site.as_bytes(), signed(log::end(self.sql, peer)?)])?;
             self.tell_broken_chains(peer, their_stream(self.state.origin, peer))?;
         }
         let known = matches!(self.state.origin, Origin::Site(_)).then_some(&known);
@@ -156,6 +161,21 @@ impl Tx<'_> {
         let Some(doc) = self.find(theirs.document)? else { return Ok(nothing) };
         let shows = !theirs.heads.is_empty() && heads_of(theirs).iter().all(|head| self.has_change(head));
         if shows || self.is_in_scope(peer, doc)? { self.holding(theirs.document) } else { Ok(nothing) }
+    }
+
+    /// At central: a copy that the site holds and that is not in its scope leaves it once it has told all of it.
+    fn doubt_holding(&self, peer: Origin, theirs: &Holding) -> Result<(), StoreError> {
+        let Some(doc) = self.find(theirs.document)? else { return Ok(()) };
+        let number: u8 = self
+            .sql
+            .prepare_cached("SELECT kind FROM documents WHERE doc = ?1")?
+            .query_row([doc], |row| row.get(0))?;
+        match Kind::from_number(number) {
+            Some(kind) if !theirs.heads.is_empty() && !self.is_in_scope(peer, doc)? => {
+                scope::doubt(self, peer, doc, kind)
+            }
+            Some(_) | None => Ok(()),
+        }
     }
 
     fn is_site(&self, id: DocumentId) -> bool {

@@ -55,6 +55,11 @@ impl Tx<'_> {
         insert(self.sql, stream, &head, &bytes)
     }
 
+    /// Number of the newest entry of our own present chain in a stream; 0 before the first.
+    pub(crate) fn newest_entry(&self, stream: Stream) -> Result<u64, StoreError> {
+        Ok(head_of(self.sql, stream, self.present_chain()?)?.map_or(0, |head| head.seq))
+    }
+
     /// Takes over an entry of a peer's stream after checking that it continues the chain. One that is here
     /// already changes nothing; one that does not fit is set aside, and what follows it (see `chains`).
     pub(crate) fn take_entry(

@@ -31,6 +31,7 @@ mod join;
 mod scope;
 mod directory;
 mod reset;
+mod intent;
 pub mod tokens;
 
 pub mod view;

@@ -29,7 +29,7 @@ use sync::{
 };
 
 use crate::{
-    Given, Opening, StoreError, Tx, authority, view,
+    Given, Opening, StoreError, Tx, authority, scope, view,
     writer::{KNOWN_TIME, RESTORED, State, meta, set_meta},
 };
 
@@ -217,7 +217,7 @@ pub(crate) fn begin_logs(sql: &Connection, peer: Origin) -> Result<(), StoreErro
     )?
     .execute([&peer])?;
     sql.prepare_cached("DELETE FROM log WHERE peer = ?1")?.execute([&peer])?;
-    Ok(())
+    scope::begin_anew(sql, &peer)
 }
 
 fn begin_all_logs(sql: &Connection) -> Result<(), StoreError> {

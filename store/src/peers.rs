@@ -295,6 +295,9 @@ impl Tx<'_> {
         if kind == Kind::Node && self.state.origin == Origin::Central {
             crate::command::node::settle_home(self, id.into())?;
         }
+        if kind == Kind::Proposal {
+            crate::command::proposal::settle(self, id.into())?;
+        }
         if kind == Kind::Site {
             crate::command::site::follow_resumed(self, id.into())?;
             crate::command::site::settle_epoch(self, id.into())?;

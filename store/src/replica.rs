@@ -10,7 +10,7 @@ use sync::{
     wire::message::refuse,
 };
 
-use crate::{Given, Store, StoreError, Tx, life, peers::Ingest};
+use crate::{Given, Store, StoreError, Tx, life, log, peers::Ingest};
 
 impl Store {
     /// Does what `output` asks of the replica and hands the answer, if there is one, to `reply`.
@@ -83,7 +83,10 @@ fn perform(tx: &mut Tx<'_>, output: Output) -> Result<Option<Input>, StoreError>
         }
         Output::Ingest { connection, peer, from, items, seal } => {
             match tx.ingest(peer, from, &items, seal)? {
-                Ingest::Taken(cursor) => Some(Input::Ingested { connection, cursor }),
+                Ingest::Taken(cursor) => {
+                    let end = log::end(tx.sql, peer)?;
+                    Some(Input::Ingested { connection, cursor, end })
+                }
                 Ingest::Forked(reason) => Some(Input::LifeBegun { connection, reason }),
             }
         }
@@ -111,6 +114,10 @@ fn perform(tx: &mut Tx<'_>, output: Output) -> Result<Option<Input>, StoreError>
         }
         Output::Acknowledged { peer, position } => {
             tx.acknowledge(peer, position)?;
+            None
+        }
+        Output::Known { peer, position } => {
+            tx.note_known(peer, position)?;
             None
         }
         Output::TakeFingerprint { connection, pulled, pushed } => Some(Input::Fingerprinted {

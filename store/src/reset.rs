@@ -5,7 +5,7 @@
 //! it refused. The rest of the session goes on. The site takes its own changes beyond those heads out of
 //! the document and writes what they said anew, register by register, under another actor: with their own
 //! author, reason and time, in their own order. What it may not write is not written again but noted as
-//! refused. No byte that central did not take is ever sent a second time.
+//! refused, and proposed to central if somebody wanted it. No byte that central did not take is ever sent a second time.
 
 use std::collections::BTreeSet;
 
@@ -22,6 +22,7 @@ use sync::{
 
 use crate::{
     StoreError, Tx,
+    command::proposal::propose,
     documents::joined,
     log::{Row, signed},
     view,
@@ -69,12 +70,13 @@ impl Tx<'_> {
             .chunks_exact(32)
             .map(|head| ChangeHash(head.try_into().expect("chunks of 32 bytes")))
             .collect();
-        if heads.iter().any(|head| !document.has(head)) {
-            // Central has something of it that is not here: comparing will show and mend it.
-            tracing::warn!(document = %id, "a reset speaks of changes that are not here");
-            return Ok(());
-        }
-        let beyond = self.ours_beyond(peer, &document, &heads, reset.upto)?;
+        let beyond = if heads.iter().all(|head| document.has(head)) {
+            self.ours_beyond(peer, &document, &heads, reset.upto)?
+        } else {
+            // Central has something of it that is not here, as of a machine of another site. What else of ours it
+            // took cannot be seen from that; only what it names goes, and what follows from it.
+            self.refused_here(&document, reset)?
+        };
         if beyond.is_empty() {
             return Ok(());
         }
@@ -98,6 +100,9 @@ impl Tx<'_> {
             if let Some(denial) = denial {
                 refused += 1;
                 self.note_refusal(kind, id, &writes, &denial.reason)?;
+                if denial.denied {
+                    propose(self, (kind, id), &writes, Hlc(change.timestamp()))?;
+                }
             } else if resets <= MAX_RESETS {
                 again += u64::from(self.write_again(doc, kind, change, &writes)?);
             }
@@ -141,6 +146,26 @@ impl Tx<'_> {
             }
         }
         Ok(beyond)
+    }
+
+    /// Our changes that a reset names as refused, and what follows from them, in order.
+    fn refused_here(&self, document: &Document, reset: &Reset) -> Result<Vec<Change>, StoreError> {
+        let mut names: BTreeSet<[u8; 32]> = BTreeSet::new();
+        let mut refused = Vec::new();
+        for change in document.automerge().get_changes(&[]) {
+            let hash = change.hash().0;
+            let is_named = reset.refused.iter().any(|refusal| refusal.change == hash);
+            let follows = change.deps().iter().any(|dep| names.contains(&dep.0));
+            let is_ours = self
+                .sql
+                .prepare_cached("SELECT 1 FROM changes WHERE hash = ?1 AND source IS NULL")?
+                .exists([hash])?;
+            if is_ours && (is_named || follows) {
+                names.insert(hash);
+                refused.push(change);
+            }
+        }
+        Ok(refused)
     }
 
     /// Takes changes out of a stored document and returns what is left of it.

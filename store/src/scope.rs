@@ -13,12 +13,15 @@ use std::collections::BTreeSet;
 
 use rusqlite::{OptionalExtension, params};
 use sync::{
-    document::{Document, Kind, contested, node, task},
+    document::{Document, Kind, contested, node, proposal, task},
     id::{DocumentId, Origin, SiteId},
     wire::{Fingerprint, Item},
 };
 
-use crate::{StoreError, Tx, directory, log::Row};
+use crate::{
+    StoreError, Tx, directory,
+    log::{self, Row, signed},
+};
 
 /// Puts new changes of a document into the logs of all peers that they concern.
 pub(crate) fn spread(
@@ -70,7 +73,7 @@ pub(crate) fn spread(
 fn is_bound(kind: Kind) -> bool {
     match kind {
         Kind::Node => true,
-        Kind::Site | Kind::Group | Kind::Workflow | Kind::Task => false,
+        Kind::Site | Kind::Group | Kind::Workflow | Kind::Task | Kind::Proposal => false,
     }
 }
 
@@ -90,6 +93,11 @@ fn sites_of(kind: Kind, document: &Document) -> Vec<SiteId> {
         Kind::Task => {
             let spec = contested::read(document, &task::spec());
             spec.newest().map(|side| side.value.for_site).into_iter().collect()
+        }
+        // Whoever asked hears how it ends.
+        Kind::Proposal => {
+            let wish = contested::read(document, &proposal::wish());
+            wish.newest().and_then(|side| side.written.site.site()).into_iter().collect()
         }
         // These come with what refers to them.
         Kind::Group | Kind::Workflow => vec![],
@@ -119,17 +127,19 @@ fn enter_dependencies(
 /// Brings a document into the scope of a site and tells all of it, if it was not there already.
 fn enter(tx: &mut Tx<'_>, site: SiteId, doc: i64) -> Result<(), StoreError> {
     let peer = Origin::Site(site);
-    let before: Option<bool> = tx
+    let found: Option<(bool, bool)> = tx
         .sql
-        .prepare_cached("SELECT inside FROM scope WHERE peer = ?1 AND doc = ?2")?
-        .query_row(params![peer.to_string(), doc], |row| row.get(0))
+        .prepare_cached("SELECT inside, doubt FROM scope WHERE peer = ?1 AND doc = ?2")?
+        .query_row(params![peer.to_string(), doc], |row| Ok((row.get(0)?, row.get(1)?)))
         .optional()?;
+    let (before, in_doubt) = (found.map(|(inside, _)| inside), found.is_some_and(|(_, doubt)| doubt));
     if before == Some(true) {
         return Ok(());
     }
     tx.sql
         .prepare_cached(
-            "INSERT INTO scope (peer, doc) VALUES (?1, ?2) ON CONFLICT (peer, doc) DO UPDATE SET inside = 1",
+            "INSERT INTO scope (peer, doc) VALUES (?1, ?2)
+             ON CONFLICT (peer, doc) DO UPDATE SET inside = 1, gone = NULL, doubt = 0",
         )?
         .execute(params![peer.to_string(), doc])?;
     let all: Vec<i64> = {
@@ -145,6 +155,72 @@ fn enter(tx: &mut Tx<'_>, site: SiteId, doc: i64) -> Result<(), StoreError> {
             // It was there and was evicted, with what the site wrote itself.
             tx.tell(peer, Row::Change(change))?;
         }
+    }
+    // What the site holds of it already, nobody knows: it is all there when it has everything.
+    if in_doubt { unsettle(tx, peer) } else { Ok(()) }
+}
+
+/// At central, where both join: the site holds a document that is not, or no longer, in its scope. It is told
+/// so after it has told what it has of it, for that may bring the document into its scope.
+pub(crate) fn doubt(tx: &Tx<'_>, peer: Origin, doc: i64, kind: Kind) -> Result<(), StoreError> {
+    if is_bound(kind) {
+        tx.sql
+            .prepare_cached(
+                "INSERT INTO scope (peer, doc, inside, upto, doubt)
+                 VALUES (?1, ?2, 0, (SELECT ifnull(max(change), 0) FROM changes WHERE doc = ?2), 1)
+                 ON CONFLICT (peer, doc) DO UPDATE SET doubt = 1, upto = excluded.upto WHERE inside = 0",
+            )?
+            .execute(params![peer.to_string(), doc])?;
+    }
+    Ok(())
+}
+
+/// At central: the site has told all that it had when both joined, so what is still in doubt leaves it.
+pub(crate) fn end_doubt(tx: &mut Tx<'_>, peer: Origin, position: u64) -> Result<(), StoreError> {
+    let Origin::Site(site) = peer else { return Ok(()) };
+    let doubtful: Vec<(i64, u8, [u8; 16])> = {
+        let mut statement = tx.sql.prepare_cached(
+            "SELECT scope.doc, kind, id FROM scope JOIN documents ON documents.doc = scope.doc
+             WHERE scope.peer = ?1 AND doubt = 1
+                 AND EXISTS (SELECT 1 FROM peers WHERE peer = ?1 AND anew = 0 AND settled <= ?2)",
+        )?;
+        let rows = statement.query_map(params![peer.to_string(), signed(position)], |row| {
+            Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+        })?;
+        rows.collect::<Result<_, _>>()?
+    };
+    if doubtful.is_empty() {
+        return Ok(());
+    }
+    for (doc, kind, id) in doubtful {
+        if let Some(kind) = Kind::from_number(kind) {
+            leave(tx, site, doc, kind, DocumentId(id), &[])?;
+        }
+    }
+    unsettle(tx, peer)
+}
+
+/// What a site holds can be compared again only from the end of our log on.
+fn unsettle(tx: &Tx<'_>, peer: Origin) -> Result<(), StoreError> {
+    let end = log::end(tx.sql, peer)?;
+    tx.sql
+        .prepare_cached("UPDATE peers SET settled = max(settled, ?2) WHERE peer = ?1")?
+        .execute(params![peer.to_string(), signed(end)])?;
+    Ok(())
+}
+
+/// Where the log of a site begins anew: what it had acknowledged it knows, and what it had not is told again.
+pub(crate) fn begin_anew(sql: &rusqlite::Connection, peer: &str) -> Result<(), StoreError> {
+    for statement in [
+        "UPDATE scope SET doubt = CASE WHEN gone <= known THEN doubt ELSE 1 END,
+             gone = CASE WHEN gone <= known THEN 0 END
+         FROM peers WHERE peers.peer = scope.peer AND scope.peer = ?1 AND gone IS NOT NULL",
+        "UPDATE epochs SET told = CASE WHEN told <= known THEN 0 END
+         FROM peers WHERE peers.peer = ?1 AND lower(hex(epochs.site)) = ?1 AND told IS NOT NULL",
+        // Of the directory a database that went back in time may know less than it did.
+        "UPDATE peers SET known = 0, directory_at = 0, directory_known = 0 WHERE peer = ?1",
+    ] {
+        sql.prepare_cached(statement)?.execute([peer])?;
     }
     Ok(())
 }
@@ -183,10 +259,16 @@ fn leave(
         .prepare_cached(
             "INSERT INTO scope (peer, doc, inside, upto)
              VALUES (?1, ?2, 0, (SELECT max(change) FROM changes WHERE doc = ?2))
-             ON CONFLICT (peer, doc) DO UPDATE SET inside = 0, upto = excluded.upto",
+             ON CONFLICT (peer, doc) DO UPDATE SET inside = 0, upto = excluded.upto, doubt = 0",
         )?
         .execute(params![peer.to_string(), doc])?;
-    tx.tell_with(peer, Row::Note(Item::dropped(kind.number(), id).to_bytes()), held)
+    tx.tell_with(peer, Row::Note(Item::dropped(kind.number(), id).to_bytes()), held)?;
+    // Who has acknowledged it once knows it, however often it is told.
+    let end = log::end(tx.sql, peer)?;
+    tx.sql
+        .prepare_cached("UPDATE scope SET gone = ifnull(gone, ?3) WHERE peer = ?1 AND doc = ?2")?
+        .execute(params![peer.to_string(), doc, signed(end)])?;
+    Ok(())
 }
 
 /// The sites that delivered these changes.

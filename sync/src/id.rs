@@ -129,6 +129,10 @@ id_type!(
     TaskId, 16, "task id", "32 hexadecimal digits"
 );
 id_type!(
+    /// What a site may not do itself and asks central for.
+    ProposalId, 16, "proposal id", "32 hexadecimal digits"
+);
+id_type!(
     /// A part of the fleet whose settings descend.
     GroupId, 16, "group id", "32 hexadecimal digits"
 );
@@ -172,7 +176,7 @@ macro_rules! document_id_of {
         }
     )*};
 }
-document_id_of!(SiteId, NodeId, WorkflowId, TaskId, GroupId);
+document_id_of!(SiteId, NodeId, WorkflowId, TaskId, ProposalId, GroupId);
 
 impl NodeId {
     /// Names the machine whose boot interface is `mac`: the first 16 bytes of

@@ -143,6 +143,7 @@ impl Eye {
             Kind::Node => "SELECT body FROM view_nodes WHERE doc = ?1",
             Kind::Task => "SELECT body FROM view_tasks WHERE doc = ?1",
             Kind::Workflow => "SELECT body FROM view_workflows WHERE doc = ?1",
+            Kind::Proposal => "SELECT body FROM view_proposals WHERE doc = ?1",
             Kind::Group => return Ok(None),
         };
         self.sql.prepare_cached(query)?.query_row([doc], |row| row.get(0)).optional()
@@ -154,6 +155,7 @@ impl Eye {
             "SELECT doc || ' ' || body FROM view_sites UNION ALL SELECT doc || ' ' || body FROM view_nodes
              UNION ALL SELECT doc || ' ' || body FROM view_tasks
              UNION ALL SELECT doc || ' ' || body FROM view_workflows
+             UNION ALL SELECT doc || ' ' || body FROM view_proposals
              UNION ALL SELECT doc || ' ' || hex(mac) FROM view_macs ORDER BY 1",
             [],
         )

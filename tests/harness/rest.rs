@@ -96,6 +96,12 @@ impl Rest {
         answer(self.agent.patch(self.url(path)).header("authorization", self.bearer()).send_json(body))
     }
 
+    /// Decides something, with a reason.
+    pub fn decide(&self, path: &str, why: &str) -> Answer {
+        let body = serde_json::json!({ "why": why });
+        answer(self.agent.put(self.url(path)).header("authorization", self.bearer()).send_json(body))
+    }
+
     /// Uploads bytes.
     pub fn put(&self, path: &str, bytes: &[u8]) -> Answer {
         answer(self.agent.put(self.url(path)).header("authorization", self.bearer()).send(bytes))

@@ -19,3 +19,4 @@ mod garbage;
 mod kills;
 mod central_restart;
 mod udp_blocked;
+mod forged;

@@ -4,3 +4,4 @@ mod partition;
 mod divergence;
 mod reconnect;
 mod restore;
+mod desk;

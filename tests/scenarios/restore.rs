@@ -28,7 +28,7 @@ const MINUTE: Duration = Duration::from_secs(60);
 
 /// How a replica's folder comes back.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Back {
+pub(crate) enum Back {
     /// The database alone, as `restore` and most people do it.
     Database,
     /// All of it, as a virtual machine is rolled back: nothing in it tells.
@@ -46,14 +46,14 @@ fn copy(from: &Path, to: &Path, back: Back) {
 }
 
 /// Stops a replica, puts its folder aside and starts it again.
-fn keep(world: &mut World, origin: Origin) {
+pub(crate) fn keep(world: &mut World, origin: Origin) {
     world.crash(origin);
     let now = world.path(origin);
     copy(&now, &now.with_extension("kept"), Back::Everything);
     world.start(origin);
 }
 
-fn restore(world: &mut World, origin: Origin, back: Back) {
+pub(crate) fn restore(world: &mut World, origin: Origin, back: Back) {
     world.crash(origin);
     let now = world.path(origin);
     for file in fs::read_dir(&now).expect("a folder").flatten() {

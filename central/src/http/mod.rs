@@ -19,6 +19,8 @@ mod blobs;
 mod journal;
 mod authority;
 mod recovery;
+mod quarantine;
+mod proposals;
 
 use std::sync::Arc;
 
@@ -102,6 +104,15 @@ pub(crate) fn router(app: App) -> Router {
         .route("/authority/retire", post(authority::retire))
         .route("/recovery", get(recovery::show))
         .route("/recovery/resume", post(recovery::resume))
+        .route("/quarantine", get(quarantine::list))
+        .route("/quarantine/{item}", get(quarantine::show))
+        .route("/quarantine/{item}/bytes", get(quarantine::bytes))
+        .route("/quarantine/{item}/release", post(quarantine::release))
+        .route("/quarantine/{item}/dismiss", post(quarantine::dismiss))
+        .route("/proposals", get(proposals::list))
+        .route("/proposals/{proposal}", get(proposals::show))
+        .route("/proposals/{proposal}/apply", put(proposals::apply))
+        .route("/proposals/{proposal}/refuse", put(proposals::refuse))
         .route_layer(middleware::from_fn_with_state(app.clone(), auth::require));
     let api = operators.route("/health", get(health));
     Router::new()

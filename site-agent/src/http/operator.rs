@@ -20,10 +20,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use store::{
     StoreError,
-    view::{JournalFilter, NodeFilter, NodeRow, SiteRow, TaskFilter, TaskRow, View},
+    view::{
+        JournalFilter, NodeFilter, NodeRow, ProposalFilter, QuarantineFilter, SiteRow, TaskFilter, TaskRow,
+        View,
+    },
 };
 use sync::{
-    id::{MacAddr, NodeId, ParseIdError, SiteId, TaskId, WorkflowId},
+    id::{MacAddr, NodeId, ParseIdError, ProposalId, SiteId, TaskId, WorkflowId},
     policy::TaskState,
 };
 
@@ -47,6 +50,9 @@ pub(super) fn routes(agent: &Arc<Agent>) -> Router<Arc<Agent>> {
         .route("/api/v1/workflows", get(workflows))
         .route("/api/v1/workflows/{id}", get(workflow))
         .route("/api/v1/journal", get(journal))
+        .route("/api/v1/proposals", get(proposals))
+        .route("/api/v1/proposals/{id}", get(proposal))
+        .route("/api/v1/quarantine", get(quarantine))
         .route("/api/v1/agent/status", get(agent_status))
         .route("/api/v1/agent/resume", post(resume))
         .route_layer(middleware::from_fn_with_state(Arc::clone(agent), only_operators))
@@ -275,6 +281,44 @@ async fn journal(State(agent): State<Arc<Agent>>, asked: Asked<Paged>) -> Result
     let Json(mut page) = page(rows, limit, 0, |row| row.entry.to_string());
     page["total"] = Value::Null;
     Ok(Json(page))
+}
+
+/// What this site asked central for, and how that ended.
+async fn proposals(State(agent): State<Arc<Agent>>, asked: Asked<Paged>) -> Result<Json<Value>, Problem> {
+    let paged = Paged::of(asked, &[])?;
+    let (limit, after) = (paged.limit(), paged.after::<ProposalId>()?);
+    let found = agent.read(move |_, view| {
+        let total = view.proposals(&ProposalFilter::default())?.len() as u64;
+        Ok((view.proposals(&ProposalFilter { after, limit: limit + 1, ..Default::default() })?, total))
+    });
+    let (rows, total) = found.await?;
+    Ok(page(rows, limit, total, |row| row.id.to_string()))
+}
+
+async fn proposal(State(agent): State<Arc<Agent>>, id: Id) -> Result<Json<Value>, Problem> {
+    let id: ProposalId =
+        given(id)?.parse().map_err(|error: ParseIdError| Problem::bad_request(error.to_string()))?;
+    let found = agent.read(move |_, view| {
+        let row = view.proposal(id)?.ok_or_else(|| StoreError::Unknown(format!("proposal {id}")))?;
+        Ok(serde_json::to_value(row)?)
+    });
+    Ok(Json(found.await?))
+}
+
+/// What central sent that was not taken here.
+async fn quarantine(State(agent): State<Arc<Agent>>, asked: Asked<Paged>) -> Result<Json<Value>, Problem> {
+    let paged = Paged::of(asked, &[])?;
+    let after = match &paged.after {
+        Some(text) => text.parse().map_err(|_| Problem::bad_request("`after` is the number of an item"))?,
+        None => 0,
+    };
+    let limit = paged.limit();
+    let found = agent.read(move |_, view| {
+        let total = view.quarantine()?.len() as u64;
+        Ok((view.quarantined(&QuarantineFilter { after, limit: limit + 1, ..Default::default() })?, total))
+    });
+    let (rows, total) = found.await?;
+    Ok(page(rows, limit, total, |row| row.item.to_string()))
 }
 
 /// A person confirms that orders are followed again.

@@ -1,7 +1,7 @@
 //! What people and machines ask for: read, ask policy, change, all in one transaction.
 //!
 //! `site`, `enrolment`, `certificate`, `workflow`, `node` and `task` are what people do; `boot` and `report` what machines do; `content`
-//! is what a site fetched. Each command writes the documents and the journal entry together. Whether the
+//! is what a site fetched; `quarantine` and `proposal` are what people decide of what a site was refused. Each command writes the documents and the journal entry together. Whether the
 //! caller may ask at all is decided before, at the door through which it came; whether this *site* may do
 //! it is asked here, in the transaction, because central will ask the same of what the site then delivers.
 
@@ -15,6 +15,8 @@ pub mod node;
 pub mod task;
 pub mod boot;
 pub mod report;
+pub mod quarantine;
+pub mod proposal;
 
 use sync::{
     document::Kind,
@@ -25,7 +27,7 @@ use sync::{
 
 use crate::{StoreError, Tx};
 
-fn refused<T>(why: impl Into<String>) -> Result<T, StoreError> {
+pub(crate) fn refused<T>(why: impl Into<String>) -> Result<T, StoreError> {
     Err(StoreError::Refused(Reason::new(why)))
 }
 
@@ -59,7 +61,7 @@ fn demand(tx: &Tx<'_>, action: Action) -> Result<(), StoreError> {
 }
 
 /// Refuses what would make an order live while central is in recovery.
-fn gives_orders(tx: &Tx<'_>) -> Result<(), StoreError> {
+pub(crate) fn gives_orders(tx: &Tx<'_>) -> Result<(), StoreError> {
     match (tx.origin(), tx.view().suspended()?) {
         (Origin::Central, Some(why)) => Err(StoreError::Recovering(Reason::new(why))),
         // A site holds its own orders like all others, by `policy::order`.
@@ -74,7 +76,12 @@ fn home_elsewhere(tx: &Tx<'_>, node: NodeId) -> Result<Option<SiteId>, StoreErro
     Ok(tx.view().node(node)?.and_then(|row| row.home).filter(|home| *home != here))
 }
 
-fn register_set(kind: Kind, document: impl Into<DocumentId>, path: &str, value: impl ToString) -> Event {
+pub(crate) fn register_set(
+    kind: Kind,
+    document: impl Into<DocumentId>,
+    path: &str,
+    value: impl ToString,
+) -> Event {
     Event::RegisterSet {
         kind: kind.to_string(),
         document: document.into(),

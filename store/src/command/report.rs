@@ -22,7 +22,7 @@ use sync::{
     },
 };
 
-use super::{boot, home_elsewhere, task, unknown, verdict};
+use super::{boot, home_elsewhere, refused, task, unknown, verdict};
 use crate::{
     StoreError, Tx,
     log::signed,
@@ -121,6 +121,11 @@ pub fn register(
     if tx.view().node_by_mac(mac)?.is_none() {
         if !adopt || verdict(tx, Action::Adopt)? != Verdict::Allow {
             return Err(unknown("machine", mac));
+        }
+        // Central told where it is at home, and takes no word about it from elsewhere.
+        let home = tx.view().directory(NodeId::of(mac))?.and_then(|row| row.stub.home);
+        if let Some(home) = home.filter(|home| Some(*home) != tx.origin().site()) {
+            return refused(format!("machine {mac} is at home at site {home}, and registers there"));
         }
         boot::adopt(tx, mac)?;
     }

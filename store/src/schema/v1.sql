@@ -27,10 +27,11 @@ CREATE TABLE changes (
     seal BLOB
 ) STRICT;
 CREATE INDEX changes_by_document ON changes (doc, change);
--- Changes whose dependencies have not arrived. Never evicted. `epoch` is the one that `source` followed.
+-- Changes whose dependencies have not arrived. Never evicted. `epoch` is the one that `source` followed, `known` the
+-- position of central's log and `directory` how much of the directory it knew.
 CREATE TABLE parked (
     id BLOB NOT NULL, kind INTEGER NOT NULL, hash BLOB NOT NULL UNIQUE, source TEXT NOT NULL, epoch INTEGER NOT NULL,
-    bytes BLOB NOT NULL, seal BLOB
+    known INTEGER NOT NULL, directory INTEGER NOT NULL, bytes BLOB NOT NULL, seal BLOB
 ) STRICT;
 CREATE INDEX parked_by_document ON parked (id);
 -- Bytes of a peer that did not pass ingress. `denied`: they are sound, and were not the peer's to write. `kind` is that of
@@ -76,17 +77,24 @@ CREATE TABLE peers (
     seen_epoch INTEGER NOT NULL DEFAULT 0,
     -- At central: both have held the same since our life began, so that the site has given back what it had.
     returned INTEGER NOT NULL DEFAULT 0,
+    -- At central: the position of its log that the site knew when it wrote what comes from here on.
+    known INTEGER NOT NULL DEFAULT 0,
+    -- At central: the position of the newest item of the directory in the site's log, and how much of the directory the
+    -- site knew likewise.
+    directory_at INTEGER NOT NULL DEFAULT 0, directory_known INTEGER NOT NULL DEFAULT 0,
     -- What is in quarantine, how much was ever put there but for journal entries, and how much went since there was
     -- too much (`trimmed`). `breaks`: chains of its journal that broke in a row.
     aside_items INTEGER NOT NULL DEFAULT 0, aside_bytes INTEGER NOT NULL DEFAULT 0,
     aside_ever INTEGER NOT NULL DEFAULT 0, trimmed INTEGER NOT NULL DEFAULT 0, breaks INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 -- At central: which documents a site is told about (`inside`), or was once: then the site holds what it wrote itself
--- after change `upto`.
+-- after change `upto`. `gone`: position of our log that says that it is no longer inside, 0 if the site knew that in a
+-- former log. `doubt`: it is not inside and the site holds it all the same, or may; it is told once the site has told what it has.
 CREATE TABLE scope (
     peer TEXT NOT NULL, doc INTEGER NOT NULL, inside INTEGER NOT NULL DEFAULT 1, upto INTEGER NOT NULL DEFAULT 0,
-    UNIQUE (peer, doc)
+    gone INTEGER, doubt INTEGER NOT NULL DEFAULT 0, UNIQUE (peer, doc)
 ) STRICT;
+CREATE INDEX scope_in_doubt ON scope (peer) WHERE doubt = 1;
 -- The machines of the fleet and where they belong. At central `seq` is the order of the last changes; a site has been
 -- told up to `peers.directory`. At a site `at` is central's time of the news.
 CREATE TABLE directory (
@@ -95,8 +103,11 @@ CREATE TABLE directory (
 ) STRICT;
 -- At central: whose incarnation an actor is, by who delivered it first.
 CREATE TABLE actors (actor BLOB NOT NULL UNIQUE, peer TEXT NOT NULL) STRICT;
--- At central: what a site may decide by itself under each epoch of its settings.
-CREATE TABLE epochs (site BLOB NOT NULL, epoch INTEGER NOT NULL, autonomy TEXT NOT NULL, UNIQUE (site, epoch)) STRICT;
+-- At central: what a site may decide by itself under each epoch of its settings. `told`: position of the site's log that says so,
+-- 0 if the site knew that in a former log.
+CREATE TABLE epochs (
+    site BLOB NOT NULL, epoch INTEGER NOT NULL, autonomy TEXT NOT NULL, told INTEGER, UNIQUE (site, epoch)
+) STRICT;
 -- At central: enrolment tokens by the digest of their secret.
 CREATE TABLE tokens (
     hash BLOB NOT NULL UNIQUE, site BLOB NOT NULL, name TEXT NOT NULL, created_at INTEGER NOT NULL,
@@ -139,6 +150,12 @@ CREATE TABLE view_tasks (
 ) STRICT;
 CREATE INDEX view_tasks_by_node ON view_tasks (node);
 CREATE INDEX view_tasks_by_site ON view_tasks (site, state);
+CREATE TABLE view_proposals (
+    doc INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE, site BLOB NOT NULL, state TEXT NOT NULL, after BLOB, body TEXT NOT NULL
+) STRICT;
+CREATE INDEX view_proposals_by_site ON view_proposals (site, doc);
+CREATE INDEX view_proposals_by_state ON view_proposals (state, doc);
+CREATE INDEX view_proposals_by_after ON view_proposals (after) WHERE after IS NOT NULL;
 CREATE TABLE view_workflows (
     doc INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE, name TEXT NOT NULL, body TEXT NOT NULL
 ) STRICT;

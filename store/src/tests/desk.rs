@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use sync::journal::{Head, Stream, chain};
 
 use super::*;
-use crate::quarantine::{MAX_BYTES, MAX_ITEMS};
+use crate::{
+    quarantine::{MAX_BYTES, MAX_ITEMS},
+    view::{ProposalFilter, ProposalState, QuarantineFilter},
+};
 
 /// The facts of a site's stream in a replica, each with how often it stands there.
 fn facts(store: &Store, site: SiteId) -> BTreeMap<String, usize> {
@@ -149,4 +152,214 @@ fn h6_nobody_fills_the_disk_of_central_with_what_is_refused() {
     let (items, bytes) = counted();
     assert!(bytes <= MAX_BYTES && items < MAX_ITEMS, "{items} items of {bytes} bytes");
     assert_eq!(noted(), (entries, 1));
+}
+
+/// Central, and the first site, which is `limited` and wrote what it may not.
+fn with_refusals(write: &[(Wanted, &str)]) -> (Fleet, sync::id::NodeId) {
+    let mut fleet = Fleet::new();
+    let lyon = fleet.sites[0].clone();
+    let given = fleet.given();
+    let node = fleet.central.run(given, move |tx| create_node(tx, MAC, lyon.0, "pos-1")).unwrap();
+    fleet.settle();
+    for (wanted, why) in write {
+        let (wish, why) = (node::Wish { wanted: *wanted }, why.to_string());
+        let given = Given { by: "bob".into(), ..fleet.given() };
+        let written = fleet.sites[0].1.run(given, move |tx| {
+            tx.write(node::KIND, node.into(), |edit| {
+                edit.set(&node::wanted(), &wish, &why);
+            })
+        });
+        written.unwrap();
+    }
+    (fleet, node)
+}
+
+fn wanted(store: &Store, node: sync::id::NodeId) -> Wanted {
+    store.read(|view| view.node(node)).unwrap().unwrap().wanted
+}
+
+#[test]
+fn h6_what_was_set_aside_is_shown_and_released_as_an_intent_of_who_releases_it() {
+    let (mut fleet, node) = with_refusals(&[(Wanted::Reprovision, "broken disk")]);
+    fleet.settle();
+    let central = fleet.central.clone();
+    let lyon = fleet.sites[0].0;
+    let filter =
+        QuarantineFilter { peer: Some(Origin::Site(lyon)), denied: Some(true), ..Default::default() };
+    let rows = central.read(|view| view.quarantined(&filter)).unwrap();
+    let [row] = &rows[..] else { panic!("{rows:?}") };
+    let filters = [
+        QuarantineFilter { peer: Some(Origin::Site(fleet.sites[1].0)), ..Default::default() },
+        QuarantineFilter { denied: Some(false), ..Default::default() },
+        QuarantineFilter { kind: Some("journal".into()), ..Default::default() },
+        QuarantineFilter { after: row.item, ..Default::default() },
+    ];
+    for filter in filters {
+        assert_eq!(central.read(|view| view.quarantined(&filter)).unwrap(), []);
+    }
+    let item = row.item;
+    let detail = central.read(|view| view.quarantine_item(item)).unwrap().unwrap();
+    let said = &detail.registers[0];
+    assert_eq!((said.path.as_str(), said.by.as_str(), said.why.as_str()), ("wanted", "bob", "broken disk"));
+    assert_eq!(said.value, serde_json::json!({ "wanted": "reprovision" }));
+    let bytes = central.read(|view| view.quarantine_bytes(item)).unwrap().unwrap();
+    assert_eq!(detail.digest, sync::blob::Digest::of(&bytes));
+    assert_eq!(detail.change.unwrap().hash, sync::ingress::parse(&bytes).unwrap().hash().to_string());
+
+    let given = fleet.given();
+    central.run(given, move |tx| command::quarantine::release(tx, item, "it is broken")).unwrap();
+    assert_eq!(wanted(&central, node), Wanted::Reprovision);
+    fleet.settle();
+    assert_eq!(wanted(&fleet.sites[0].1, node), Wanted::Reprovision);
+    assert_eq!(fleet.agrees(0), Some(true));
+    let written = central
+        .run(fleet.given(), move |tx| {
+            tx.with_document(node::KIND, node.into(), |document| {
+                let wish = sync::document::contested::read(document, &node::wanted());
+                wish.settled().map(|side| side.written.clone())
+            })
+        })
+        .unwrap()
+        .flatten()
+        .unwrap();
+    assert_eq!((written.by.as_str(), written.site), ("ann", Origin::Central));
+    assert_eq!(written.why, "it is broken; written by bob at lyon (broken disk), and released");
+    let decided = events(&central, |event| matches!(event, Event::QuarantineDecided { .. }));
+    let [Event::QuarantineDecided { decision, author, why, digest, .. }] = &decided[..] else {
+        panic!("{decided:?}")
+    };
+    assert_eq!((decision.as_str(), author.as_str(), why.as_str()), ("released", "bob", "it is broken"));
+    assert_eq!(*digest, detail.digest);
+    let error =
+        central.run(fleet.given(), move |tx| command::quarantine::release(tx, item, "again")).unwrap_err();
+    assert_eq!(error.to_string(), format!("quarantined item {item} is not known here"));
+}
+
+#[test]
+fn h6_nobody_releases_a_fact_or_what_cannot_be_read_and_anything_can_be_dismissed() {
+    let folder = tempfile::tempdir().unwrap();
+    let (central, lyon, node) = central(folder.path());
+    let mut document = central
+        .run(given(50), move |tx| tx.with_document(node::KIND, node.into(), Document::clone))
+        .unwrap()
+        .unwrap();
+    let bern = central.run(given(51), |tx| site::create(tx, "bern", "", "")).unwrap();
+    let mut author = Author {
+        incarnation: Incarnation([7; 16]),
+        site: Origin::Site(bern),
+        by: "eve".into(),
+        at: Hlc::at(NOW),
+        policy_epoch: 1,
+        entropy: Entropy::new([7; 32]),
+    };
+    let mut change = |edit: &dyn Fn(&mut sync::document::register::Edit<'_>)| {
+        let change = document.clone().write(&mut author, |it| edit(it)).unwrap();
+        document.apply(change.clone()).unwrap();
+        Item::change(node::KIND.number(), node.into(), change.raw_bytes().to_vec()).to_bytes()
+    };
+    let fact = change(&|edit| {
+        edit.set(&node::evidence("serial"), &node::Evidence { value: "1".into() }, "");
+    });
+    let mine = change(&|edit| {
+        edit.set(&node::home(), &node::Home { home_site: Some(bern), home_epoch: 9, claim: None }, "");
+    });
+    ingest(&central, 1, vec![fact, mine, vec![0xff; 3]], Origin::Site(bern)).unwrap();
+    let rows = central.read(|view| view.quarantine()).unwrap();
+    let mut said = String::new();
+    for row in &rows {
+        let item = row.item;
+        let refused = central.run(given(60), move |tx| command::quarantine::release(tx, item, ""));
+        said += &format!("{}\n", refused.unwrap_err());
+        central.run(given(61), move |tx| command::quarantine::dismiss(tx, item, "junk")).unwrap();
+    }
+    expect_test::expect![[r#"
+        item 1 is no change of a document that is known here; export it, or dismiss it
+        `serial` is a fact: whoever saw it writes it, and nobody in his stead
+        `home` is central's own to decide: use the command that is made for it
+    "#]]
+    .assert_eq(&said);
+    assert_eq!(central.read(|view| view.quarantine()).unwrap(), []);
+    assert_eq!(central.read(|view| view.node(node)).unwrap().unwrap().home, Some(lyon));
+    let decided = events(&central, |event| matches!(event, Event::QuarantineDecided { .. }));
+    assert_eq!(decided.len(), 3);
+}
+
+#[test]
+fn p6_a_refused_wish_becomes_a_proposal_that_central_applies_in_the_name_of_who_wished_it() {
+    let (mut fleet, node) = with_refusals(&[(Wanted::Reprovision, "broken disk")]);
+    fleet.settle();
+    let (central, lyon) = (fleet.central.clone(), fleet.sites[0].clone());
+    let proposals = |store: &Store| store.read(|view| view.proposals(&ProposalFilter::default())).unwrap();
+    let [row] = &proposals(&central)[..] else { panic!("{:?}", proposals(&central)) };
+    assert_eq!((row.site, row.by.as_str(), row.why.as_str()), (lyon.0, "bob", "broken disk"));
+    assert_eq!((row.kind.as_deref(), row.document), (Some("node"), Some(node.into())));
+    assert_eq!(row.arguments["wanted"], serde_json::json!({ "wanted": "reprovision" }));
+    assert_eq!(row.state, ProposalState::Open);
+    let noted = lyon.1.read(|view| view.journal(&JournalFilter { site: Some(lyon.0), ..Default::default() }));
+    let told = noted.unwrap().into_iter().find(|it| it.seq == row.journal_seq).and_then(|it| it.event);
+    assert!(matches!(told, Some(Event::WriteRefused { .. })), "{told:?}");
+    assert_eq!(wanted(&central, node), Wanted::Keep);
+
+    let id = row.id;
+    central.run(fleet.given(), move |tx| command::proposal::apply(tx, id, "seen")).unwrap();
+    fleet.settle();
+    assert_eq!((wanted(&central, node), wanted(&lyon.1, node)), (Wanted::Reprovision, Wanted::Reprovision));
+    let [ended] = &proposals(&lyon.1)[..] else { panic!("the site sees how it ended") };
+    assert_eq!(ended.state, ProposalState::Applied);
+    assert_eq!(
+        ended.outcome.as_ref().map(|end| (end.by.as_str(), end.reason.as_str())),
+        Some(("ann", "seen"))
+    );
+    assert_eq!((fleet.agrees(0), fleet.agrees(1)), (Some(true), Some(true)));
+    assert_eq!(proposals(&fleet.sites[1].1), [], "it is between that site and central");
+    for again in [true, false] {
+        let ended = central.run(fleet.given(), move |tx| match again {
+            true => command::proposal::apply(tx, id, "again"),
+            false => command::proposal::refuse(tx, id, "after all not"),
+        });
+        assert!(ended.unwrap_err().to_string().contains("ended at"), "a proposal ends once");
+    }
+    central.run(fleet.given(), |tx| tx.rebuild_views()).unwrap();
+    assert_eq!(proposals(&central)[0].state, ProposalState::Applied);
+}
+
+#[test]
+fn p6_what_rests_on_a_refused_proposal_is_refused_and_nothing_is_applied_before_it() {
+    let (mut fleet, node) =
+        with_refusals(&[(Wanted::Reprovision, "broken"), (Wanted::Retired, "older still")]);
+    // Somebody asks for another thing besides.
+    let given = fleet.given();
+    let written = fleet.sites[0].1.run(given, move |tx| {
+        tx.write(node::KIND, node.into(), |edit| {
+            edit.set(&node::workflow(), &node::WorkflowRef { workflow: None }, "");
+        })
+    });
+    written.unwrap();
+    fleet.settle();
+    let central = fleet.central.clone();
+    let rows = central.read(|view| view.proposals(&ProposalFilter::default())).unwrap();
+    let [first, second, other] = &rows[..] else { panic!("{rows:?}") };
+    assert_eq!((second.rests_on, other.rests_on), (Some(first.id), None));
+    let (first, second, other) = (first.id, second.id, other.id);
+    let early = central.run(fleet.given(), move |tx| command::proposal::apply(tx, second, "")).unwrap_err();
+    assert_eq!(
+        early.to_string(),
+        format!("it rests on proposal {first}, which is not applied; decide that first")
+    );
+    central.run(fleet.given(), move |tx| command::proposal::refuse(tx, first, "the disk is new")).unwrap();
+    central.run(fleet.given(), move |tx| command::proposal::apply(tx, other, "why not")).unwrap();
+    fleet.settle();
+    let rows = fleet.sites[0].1.read(|view| view.proposals(&ProposalFilter::default())).unwrap();
+    let mut told: Vec<_> =
+        rows.iter().map(|row| (row.id, row.outcome.as_ref().unwrap().reason.clone())).collect();
+    told.sort();
+    let mut expected = vec![
+        (first, "the disk is new".to_string()),
+        (second, format!("it rests on proposal {first}, which was refused")),
+        (other, "why not".to_string()),
+    ];
+    expected.sort();
+    assert_eq!(told, expected);
+    assert_eq!(wanted(&central, node), Wanted::Keep);
+    assert_eq!(fleet.agrees(0), Some(true));
 }

@@ -4,7 +4,7 @@ use rusqlite::params;
 use serde::Serialize;
 use sync::{
     id::{Incarnation, SiteId},
-    journal::{Event, Stream, chain},
+    journal::{Event, Stream, chain, chain::Entry},
     time::Timestamp,
 };
 
@@ -33,6 +33,22 @@ pub struct JournalRow {
     pub event: Option<Event>,
 }
 
+impl JournalRow {
+    /// Shows an entry; `number` is its own in this replica, 0 if it is not in a journal here.
+    pub(super) fn of(number: u64, entry: Entry) -> Self {
+        JournalRow {
+            entry: number,
+            stream: entry.stream.to_string(),
+            incarnation: entry.incarnation,
+            seq: entry.seq,
+            at: entry.at.timestamp(),
+            by: entry.by,
+            policy_epoch: entry.policy_epoch,
+            event: entry.event,
+        }
+    }
+}
+
 /// Which entries are wanted.
 #[derive(Clone, Debug, Default)]
 pub struct JournalFilter {
@@ -57,17 +73,7 @@ impl View<'_> {
         let mut found = Vec::new();
         while let Some(row) = rows.next()? {
             let bytes: Vec<u8> = row.get(1)?;
-            let entry = chain::decode(&bytes)?;
-            found.push(JournalRow {
-                entry: row.get::<_, i64>(0)?.unsigned_abs(),
-                stream: entry.stream.to_string(),
-                incarnation: entry.incarnation,
-                seq: entry.seq,
-                at: entry.at.timestamp(),
-                by: entry.by,
-                policy_epoch: entry.policy_epoch,
-                event: entry.event,
-            });
+            found.push(JournalRow::of(row.get::<_, i64>(0)?.unsigned_abs(), chain::decode(&bytes)?));
         }
         Ok(found)
     }

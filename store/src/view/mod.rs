@@ -2,12 +2,15 @@
 //!
 //! Each kind of document has one, kept in the same transaction as the document and made again from the
 //! documents whenever [`VERSION`] differs from the one that made it. A row's body is JSON in the shape
-//! that REST shows. `sites`, `nodes`, `tasks` and `workflows` are the kinds; `journal` reads the streams,
-//! `status` the standing towards peers, `certificates` who may speak for a site.
+//! that REST shows. `sites`, `nodes`, `tasks`, `workflows` and `proposals` are the kinds; `journal` reads the
+//! streams, `status` the standing towards peers, `quarantine` what did not pass, `certificates` who may speak
+//! for a site.
 
 mod certificates;
 mod journal;
 mod nodes;
+mod proposals;
+mod quarantine;
 mod sites;
 mod status;
 mod tasks;
@@ -22,13 +25,17 @@ use sync::{
     time::Timestamp,
 };
 
+pub(crate) use quarantine::{detail, shown};
+
 use crate::{StoreError, documents, writer};
 
 pub use certificates::{CertificateRow, Entitlement, RevocationRow};
 pub use journal::{JournalFilter, JournalRow};
 pub use nodes::{NodeFilter, NodeRow};
+pub use proposals::{EndRow, ProposalFilter, ProposalRow, ProposalState};
+pub use quarantine::{ChangeDetail, QuarantineDetail, QuarantineFilter, QuarantineRow, RegisterDetail};
 pub use sites::SiteRow;
-pub use status::{BootRow, PeerRow, ProgressRow, QuarantineRow};
+pub use status::{BootRow, PeerRow, ProgressRow};
 pub use tasks::{TaskFilter, TaskRow};
 pub use workflows::{VersionRow, WorkflowRow};
 
@@ -120,6 +127,7 @@ pub(crate) fn refresh(sql: &Connection, doc: i64, document: &Document) -> Result
         Kind::Node => nodes::refresh(sql, doc, document),
         Kind::Workflow => workflows::refresh(sql, doc, document),
         Kind::Task => tasks::refresh(sql, doc, document),
+        Kind::Proposal => proposals::refresh(sql, doc, document),
     }
 }
 
@@ -131,6 +139,7 @@ pub(crate) fn forget(sql: &Connection, doc: i64, kind: Kind) -> Result<(), Store
         Kind::Node => &["view_nodes", "view_macs"],
         Kind::Workflow => &["view_workflows"],
         Kind::Task => &["view_tasks"],
+        Kind::Proposal => &["view_proposals"],
     };
     for table in tables {
         sql.prepare_cached(&format!("DELETE FROM {table} WHERE doc = ?1"))?.execute([doc])?;
@@ -142,7 +151,7 @@ pub(crate) fn forget(sql: &Connection, doc: i64, kind: Kind) -> Result<(), Store
 pub(crate) fn rebuild(sql: &Connection) -> Result<(), StoreError> {
     sql.execute_batch(
         "DELETE FROM view_sites; DELETE FROM view_nodes; DELETE FROM view_macs; DELETE FROM view_tasks;
-         DELETE FROM view_workflows;",
+         DELETE FROM view_workflows; DELETE FROM view_proposals;",
     )?;
     let mut statement =
         sql.prepare("SELECT doc, kind, id FROM documents WHERE changes > 0 AND dropped = 0 ORDER BY doc")?;

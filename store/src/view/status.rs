@@ -1,15 +1,15 @@
 //! Where this replica stands towards its peers and its machines.
 
-use rusqlite::{OptionalExtension, params};
+use rusqlite::OptionalExtension;
 use serde::Serialize;
 use sync::{
-    id::{DocumentId, Incarnation, MacAddr, Origin, TaskId},
+    id::{Incarnation, MacAddr, Origin, TaskId},
     time::Timestamp,
     wire::Telemetry,
 };
 
 use super::View;
-use crate::{StoreError, log, quarantine};
+use crate::{StoreError, log};
 
 /// Standing towards one peer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -65,27 +65,6 @@ pub struct ProgressRow {
     pub boots: u64,
     /// When.
     pub at: Timestamp,
-}
-
-/// Bytes of a peer that did not pass ingress.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct QuarantineRow {
-    /// Number in this replica.
-    pub item: u64,
-    /// Who delivered them.
-    pub peer: String,
-    /// Kind of the document that they were for; a number where it is a newer program's.
-    pub kind: String,
-    /// That document.
-    pub document: DocumentId,
-    /// When.
-    pub at: Timestamp,
-    /// Whether they are sound and were not the peer's to write.
-    pub denied: bool,
-    /// Why they did not pass.
-    pub reason: String,
-    /// How many bytes.
-    pub size: u64,
 }
 
 impl View<'_> {
@@ -152,28 +131,6 @@ impl View<'_> {
             })
             .optional()?)
     }
-
-    /// Bytes that did not pass ingress, oldest first.
-    pub fn quarantine(&self) -> Result<Vec<QuarantineRow>, StoreError> {
-        let mut statement = self.sql.prepare_cached(
-            "SELECT item, peer, kind, id, at, denied, reason, length(bytes) FROM quarantine ORDER BY item",
-        )?;
-        let rows = statement.query_map(params![], quarantine_row)?;
-        Ok(rows.collect::<Result<_, _>>()?)
-    }
-}
-
-fn quarantine_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<QuarantineRow> {
-    Ok(QuarantineRow {
-        item: row.get::<_, i64>(0)?.unsigned_abs(),
-        peer: row.get(1)?,
-        kind: quarantine::word(row.get(2)?),
-        document: DocumentId(row.get(3)?),
-        at: Timestamp(row.get::<_, i64>(4)?.unsigned_abs()),
-        denied: row.get(5)?,
-        reason: row.get(6)?,
-        size: row.get::<_, i64>(7)?.unsigned_abs(),
-    })
 }
 
 fn boot_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<BootRow> {

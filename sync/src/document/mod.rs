@@ -2,7 +2,7 @@
 //!
 //! `schema` says which kinds there are and which registers each has; `genesis` computes the first change
 //! of a document; `register` is how a decision is written, `contested` how it is read, with every side
-//! that concurrent writers left; `node`, `site`, `group`, `workflow` and `task` are the kinds.
+//! that concurrent writers left; `node`, `site`, `group`, `workflow`, `task` and `proposal` are the kinds.
 //!
 //! Only maps and scalars are used: no lists, no text, no marks, no counters yet. Nothing is deleted.
 //! Deliberately absent: autosurgeon, whose reconcile clobbers concurrent edits, and any `get` besides
@@ -12,6 +12,7 @@ pub mod contested;
 pub mod genesis;
 pub mod group;
 pub mod node;
+pub mod proposal;
 pub mod register;
 pub mod schema;
 pub mod site;

@@ -16,8 +16,8 @@ use super::schema::RegisterSchema;
 use crate::{
     blob::Digest,
     id::{
-        DocumentId, GroupId, Incarnation, MacAddr, NodeId, Nonce, Origin, ReportId, SiteId, TaskId,
-        WorkflowId,
+        DocumentId, GroupId, Incarnation, MacAddr, NodeId, Nonce, Origin, ProposalId, ReportId, SiteId,
+        TaskId, WorkflowId,
     },
     time::{Hlc, Timestamp},
 };
@@ -272,6 +272,9 @@ fn put_map(transaction: &mut Transaction<'_>, parent: &ObjId, key: &str, fields:
     }
 }
 
+/// The names of the fields of [`Written`], which no value has.
+pub const RESERVED: [&str; 6] = ["by", "site", "at", "why", "policy_epoch", "nonce"];
+
 impl Written {
     /// Reads who wrote a register from its map.
     ///
@@ -349,7 +352,8 @@ macro_rules! id_field {
 id_field! {
     NodeId => "a node id", SiteId => "a site id", TaskId => "a task id", WorkflowId => "a workflow id",
     GroupId => "a group id", Nonce => "a nonce", ReportId => "a report id", Digest => "a digest",
-    MacAddr => "a MAC address", Incarnation => "an incarnation",
+    MacAddr => "a MAC address", Incarnation => "an incarnation", DocumentId => "a document id",
+    ProposalId => "a proposal id",
 }
 
 impl FieldType for Timestamp {

@@ -3,7 +3,7 @@
 //! The tables are the only source: ingress checks a peer's keys and values against them, and the typed
 //! registers of `node`, `site`, … name their entries.
 
-use super::{FieldError, Fields, Value, group, node, site, task, workflow};
+use super::{FieldError, Fields, Value, group, node, proposal, site, task, workflow};
 use crate::policy::words;
 
 words! {
@@ -19,6 +19,8 @@ words! {
         Workflow = "workflow",
         /// A provisioning order for one node at one site.
         Task = "task",
+        /// What a site may not do itself and asks central for.
+        Proposal = "proposal",
     }
 }
 
@@ -31,6 +33,7 @@ impl Kind {
             Kind::Node => 3,
             Kind::Workflow => 4,
             Kind::Task => 5,
+            Kind::Proposal => 6,
         }
     }
 
@@ -47,6 +50,7 @@ impl Kind {
             Kind::Node => &NODE,
             Kind::Workflow => &WORKFLOW,
             Kind::Task => &TASK,
+            Kind::Proposal => &PROPOSAL,
         }
     }
 }
@@ -187,4 +191,12 @@ static TASK: KindSchema = KindSchema {
         register::<task::Outcome>("result", Class::Observed, Writers::Site),
     ],
     containers: &[],
+};
+
+static PROPOSAL: KindSchema = KindSchema {
+    registers: &[
+        register::<proposal::Wish>("wish", Class::Immutable, Writers::Site),
+        register::<proposal::Outcome>("outcome", Class::Decision, Writers::Central),
+    ],
+    containers: &[register::<proposal::Argument>("arguments", Class::Immutable, Writers::Site)],
 };

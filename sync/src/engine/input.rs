@@ -141,6 +141,8 @@ pub enum Input {
         connection: Connection,
         /// What we have of the peer's log now.
         cursor: Cursor,
+        /// Where our log for the peer ended in that commit.
+        end: u64,
     },
     /// Answer to [`super::Output::Ingest`]: nothing was committed.
     IngestFailed {

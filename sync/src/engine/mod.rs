@@ -13,6 +13,7 @@ pub mod output;
 pub mod blobs;
 pub mod reconcile;
 mod backoff;
+mod vouch;
 mod session;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -145,8 +146,8 @@ impl Engine {
             Input::Joined { connection, end, holdings } => {
                 self.with(connection, |session, outputs| session.handle_joined(now, end, holdings, outputs));
             }
-            Input::Ingested { connection, cursor } => {
-                self.with(connection, |session, outputs| session.handle_ingested(now, cursor, outputs));
+            Input::Ingested { connection, cursor, end } => {
+                self.with(connection, |session, outputs| session.handle_ingested(now, cursor, end, outputs));
             }
             Input::IngestFailed { connection, reason } => {
                 self.with(connection, |session, outputs| session.handle_ingest_failed(&reason, outputs));

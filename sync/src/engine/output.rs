@@ -184,6 +184,14 @@ pub enum Output {
         /// The position.
         position: u64,
     },
+    /// Replica of central: the site knew our log up to here when it wrote what it delivers from now on, and
+    /// has delivered all that it wrote before. It must not overtake an `Ingest` that came before it. No answer.
+    Known {
+        /// The site.
+        peer: Origin,
+        /// The position.
+        position: u64,
+    },
     /// Replica of a site: what do we hold at these positions? Answer with `Fingerprinted`.
     TakeFingerprint {
         /// For the answer.

@@ -11,6 +11,7 @@ use std::time::Duration;
 use super::{
     Claim, CloseCode, Connection, Greeting, Moment, Output, Standing,
     reconcile::{Comparison, Element, MAX_MESSAGE},
+    vouch::Vouch,
 };
 use crate::{
     id::{DocumentId, Incarnation, Origin, SiteId},
@@ -88,6 +89,8 @@ pub(super) struct Session {
     reading: bool,
     may_send: bool,
     under_way: VecDeque<(u64, usize)>,
+    /// A site: what it has not acknowledged although it is committed.
+    vouch: Vouch,
 
     /// What arrived before central knew where it stands.
     early: Vec<(u64, Vec<minicbor::bytes::ByteVec>)>,
@@ -150,6 +153,7 @@ impl Session {
             reading: false,
             may_send: false,
             under_way: VecDeque::new(),
+            vouch: Vouch::default(),
             early: Vec::new(),
             early_bytes: 0,
             deadline: now.elapsed + GREETING_TIMEOUT,
@@ -256,6 +260,7 @@ impl Session {
         self.phase = Phase::Greeting;
         self.sent = pushed.position;
         self.acknowledged = pushed.position;
+        self.vouch.greeting(standing.pulled.position, standing.end, pushed.position);
         self.known = standing.central;
         // Without a common log central may want to begin another one.
         self.may_send = standing.central.is_some();
@@ -644,6 +649,8 @@ impl Session {
         }
         (self.received, self.committed, self.sent, self.acknowledged) = (0, 0, 0, 0);
         self.under_way.clear();
+        // Nothing is committed of the new log, and nothing of our own is with central.
+        self.vouch.greeting(0, end, 0);
         self.end = self.end.max(end);
         self.may_send = true;
         self.joined = true;
@@ -698,7 +705,9 @@ impl Session {
         // A read that was under way when the greeting moved the position is asked again.
         if from == self.sent + 1 && !items.is_empty() {
             let bytes = items.iter().map(Vec::len).sum();
-            self.sent = from + items.len() as u64 - 1;
+            let last = from + items.len() as u64 - 1;
+            self.vouch_before(last, outputs);
+            self.sent = last;
             self.under_way.push_back((self.sent, bytes));
             let items = items.into_iter().map(Into::into).collect();
             self.send(&Message::Log { from, items, seal }, outputs);
@@ -721,8 +730,10 @@ impl Session {
         let known = usize::try_from(self.received + 1 - from).unwrap_or(usize::MAX);
         let fresh: Vec<Vec<u8>> = items.into_iter().skip(known).map(Vec::from).collect();
         if fresh.is_empty() {
-            // All of it is here already: the acknowledgement was lost, so it is said again.
-            self.send(&Message::Ack { position: self.committed }, outputs);
+            // All of it is here already: the acknowledgement was lost, so it is said again, unless it waits.
+            if self.vouch.is_even() {
+                self.send(&Message::Ack { position: self.committed }, outputs);
+            }
             return;
         }
         let from = self.received + 1;
@@ -736,11 +747,41 @@ impl Session {
         });
     }
 
-    /// Only now, after the commit, is the acknowledgement said.
-    pub(super) fn handle_ingested(&mut self, now: Moment, cursor: Cursor, outputs: &mut VecDeque<Output>) {
+    /// Only now, after the commit, is the acknowledgement said; by a site once it can vouch for it. `end` is
+    /// where our own log ended in that commit.
+    pub(super) fn handle_ingested(
+        &mut self,
+        now: Moment,
+        cursor: Cursor,
+        end: u64,
+        outputs: &mut VecDeque<Output>,
+    ) {
         self.committed = self.committed.max(cursor.position);
         self.touch(now);
-        if self.phase != Phase::Closing {
+        match (self.phase, self.peer) {
+            (Phase::Closing, _) => {}
+            (_, Origin::Site(_)) => self.send(&Message::Ack { position: self.committed }, outputs),
+            (_, Origin::Central) => {
+                self.vouch.committed(self.committed, end);
+                self.say_what_is_due(outputs);
+            }
+        }
+    }
+
+    /// A site acknowledges what it can vouch for.
+    fn say_what_is_due(&mut self, outputs: &mut VecDeque<Output>) {
+        if let Some(position) = self.vouch.due(self.acknowledged) {
+            self.send(&Message::Ack { position }, outputs);
+        }
+    }
+
+    /// A site says what it knows before the first items that it wrote knowing it.
+    fn vouch_before(&mut self, last: u64, outputs: &mut VecDeque<Output>) {
+        if self.peer != Origin::Central {
+            return;
+        }
+        let listens = matches!(self.phase, Phase::Up | Phase::Locating { .. });
+        if self.vouch.before_sending(self.committed, last, listens && self.sent == self.acknowledged) {
             self.send(&Message::Ack { position: self.committed }, outputs);
         }
     }
@@ -755,6 +796,9 @@ impl Session {
             self.close(CloseCode::Protocol, &reason, outputs);
             return;
         }
+        if let Origin::Site(_) = self.peer {
+            outputs.push_back(Output::Known { peer: self.peer, position });
+        }
         if position <= self.acknowledged {
             return;
         }
@@ -763,6 +807,9 @@ impl Session {
             self.under_way.pop_front();
         }
         outputs.push_back(Output::Acknowledged { peer: self.peer, position });
+        if self.peer == Origin::Central {
+            self.say_what_is_due(outputs);
+        }
         self.touch(now);
         self.pump(outputs);
     }

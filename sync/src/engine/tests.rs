@@ -113,6 +113,8 @@ struct Pair {
     frames: u64,
     bytes: u64,
     notices: Vec<String>,
+    /// What the site said that it knows of central's log, and how much of its own log central had then.
+    known: Vec<(u64, u64)>,
     /// Frames until the connection breaks, once.
     breaks_after: Option<u32>,
 }
@@ -133,6 +135,7 @@ impl Pair {
             frames: 0,
             bytes: 0,
             notices: vec![],
+            known: vec![],
             breaks_after: None,
         }
     }
@@ -241,12 +244,14 @@ impl Pair {
                 logs.held.extend(items.iter().cloned());
                 logs.theirs.extend(items);
                 let cursor = Logs::cursor(&logs.theirs, logs.theirs.len() as u64).unwrap();
-                engine.handle(now, Input::Ingested { connection, cursor });
+                let end = logs.own.len() as u64;
+                engine.handle(now, Input::Ingested { connection, cursor, end });
             }
             Output::Acknowledged { position, .. } => {
                 // A site that went back in time greets with less.
                 logs.acknowledged = position.max(logs.acknowledged);
             }
+            Output::Known { position, .. } => self.known.push((position, logs.theirs.len() as u64)),
             Output::TakeFingerprint { connection, pulled, pushed } => {
                 let fingerprint = logs.fingerprint(pulled, pushed);
                 engine.handle(now, Input::Fingerprinted { connection, pulled, pushed, fingerprint });
@@ -369,6 +374,40 @@ fn both_logs_arrive_once_and_in_order_across_cuts() {
     assert_eq!(pair.at_central.own, pair.at_site.theirs);
     assert_eq!(pair.at_site.acknowledged, 40);
     assert_eq!(pair.notices.last().map(String::as_str), Some("site agrees: true"));
+}
+
+#[test]
+fn p6_h6_what_a_site_knew_is_said_after_all_that_it_wrote_before_and_ahead_of_what_it_writes_then() {
+    let mut pair = Pair::new();
+    pair.write(false, "settings");
+    pair.run(seconds(10));
+    pair.cut();
+    let alone: Vec<String> = (0..3_000).map(|number| format!("{number} {}", "work ".repeat(200))).collect();
+    for text in &alone {
+        pair.write(true, text);
+    }
+    pair.write(false, "a machine moves away");
+    pair.known.clear();
+    pair.cut = false;
+    pair.run(seconds(60));
+    assert_eq!(pair.at_central.theirs.len(), 3_000);
+    assert!(!pair.known.is_empty());
+    for (position, had) in std::mem::take(&mut pair.known) {
+        assert_eq!(had, 3_000, "{position} was known only when all of the work alone was told");
+    }
+    // The acknowledgement is lost with the connection; the greeting does not say it.
+    pair.write(false, "it moves again");
+    pair.breaks_after = Some(1);
+    pair.run(seconds(100));
+    pair.cut();
+    pair.cut = false;
+    pair.run(seconds(140));
+    pair.known.clear();
+    pair.write(true, "seen");
+    pair.run(seconds(180));
+    assert_eq!(pair.at_central.theirs.len(), 3_001);
+    let before = pair.known.iter().any(|(position, had)| (*position, *had) == (3, 3_000));
+    assert!(before || pair.known.is_empty(), "{:?}", pair.known);
 }
 
 #[test]

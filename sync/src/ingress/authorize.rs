@@ -18,7 +18,7 @@ use super::Write;
 use crate::{
     document::{
         Class, Contested, Document, FieldError, Fields, Kind, Register, Value, Writers, contested, node,
-        schema::RegisterSchema, task,
+        proposal, schema::RegisterSchema, task,
     },
     id::{DocumentId, Origin, SiteId},
     policy::{Action, Autonomy, NodeState, Verdict, Wanted, autonomy, order},
@@ -110,7 +110,7 @@ pub enum Denied {
         name: String,
     },
     /// The document was taken out of the site's scope, which the writer knew.
-    #[error("{target} was written after {name} had acknowledged that it no longer holds this {}", .target.kind)]
+    #[error("{target} was written after {name} had acknowledged that this {} is not its own", .target.kind)]
     Released {
         /// Which register.
         target: Target,
@@ -143,6 +143,9 @@ pub enum Denied {
         /// Who delivers it.
         name: String,
     },
+    /// A proposal is written at once, by whoever makes it.
+    #[error("{0} is no part of a proposal that is made here")]
+    Unproposed(Target),
     /// A site gives itself no longer order than it could be given.
     #[error("{target} ends at {not_after}, later than {latest}: no order lives longer than 72 hours")]
     OrderTooLong {
@@ -181,6 +184,7 @@ pub fn authorize(
         Kind::Node => case.node(),
         Kind::Workflow => case.workflow(),
         Kind::Task => case.task(),
+        Kind::Proposal => case.proposal(),
     }
 }
 
@@ -316,6 +320,18 @@ impl Case<'_> {
                 (None, "state" | "consumed" | "result") => self.may(write, Action::RecordFact),
                 (_, _) => Err(Denied::Central(self.target(write))),
             }
+        })
+    }
+
+    /// Whatever a site may do itself, it may ask; what it asked stays as it is.
+    fn proposal(&self) -> Result<(), Denied> {
+        let is_made = !contested::read(self.document, &proposal::wish()).sides().is_empty();
+        let makes_it = self.writes.iter().any(|write| is_root(write, "wish"));
+        self.each(|write, _| match (write.container, write.key.as_str()) {
+            (_, _) if is_made => Err(Denied::Immutable(self.target(write))),
+            (None, "wish") => self.may(write, Action::RecordFact),
+            (Some(proposal::ARGUMENTS), _) if makes_it => self.may(write, Action::RecordFact),
+            (_, _) => Err(Denied::Unproposed(self.target(write))),
         })
     }
 
@@ -507,6 +523,20 @@ mod tests {
         }
     }
 
+    fn a_wish() -> proposal::Wish {
+        proposal::Wish {
+            action: proposal::WRITE.into(),
+            about: Some("node".into()),
+            document: Some(DocumentId([8; 16])),
+            journal_seq: 1,
+            after: None,
+        }
+    }
+
+    fn an_argument() -> proposal::Argument {
+        proposal::Argument(node::Wish { wanted: Wanted::Retired }.to_fields())
+    }
+
     fn state(state: NodeState) -> node::State {
         let cause = "seen booting".into();
         node::State { state, cause, task: None, attempt: None, error: None, install_nonce: None }
@@ -597,6 +627,15 @@ mod tests {
             "task cancel" => edit.set(&task::cancel(), &task::Cancel { cancelled: true }, ""),
             "task cancel: revoked" => edit.set(&task::cancel(), &task::Cancel { cancelled: false }, ""),
             "task result" => edit.set(&task::outcome(), &outcome, ""),
+            "proposal wish" => {
+                edit.set(&proposal::argument("wanted"), &an_argument(), "");
+                edit.set(&proposal::wish(), &a_wish(), "")
+            }
+            "proposal arguments" => edit.set(&proposal::argument("workflow"), &an_argument(), ""),
+            "proposal outcome" => {
+                let done = proposal::Outcome { applied: true, reason: String::new() };
+                edit.set(&proposal::outcome(), &done, "")
+            }
             evidence_row => {
                 let name = evidence_row.strip_prefix("node ").expect("a row of the table");
                 let name = node::EVIDENCE.into_iter().find(|it| *it == name);
@@ -629,6 +668,12 @@ mod tests {
             }
             (Kind::Site, _) => {
                 central(&mut document, 2, &site::effective(), &site::Effective::default());
+            }
+            (Kind::Proposal, "elsewhere") => {
+                write(&mut document, author(3, BERN, at(2)), &proposal::wish(), &a_wish());
+            }
+            (Kind::Proposal, _) => {
+                write(&mut document, author(2, LYON, at(2)), &proposal::wish(), &a_wish());
             }
             (Kind::Group, _) => central(&mut document, 2, &group::parent(), &group::Parent { parent: None }),
         }
@@ -685,7 +730,7 @@ mod tests {
                 assert!(named.contains(&format!("{kind} {}", register.key)), "{kind} {}", register.key);
             }
         }
-        assert_eq!(cells, 42 * 4 * 3);
+        assert_eq!(cells, 45 * 4 * 3);
     }
 
     #[test]
@@ -714,6 +759,9 @@ mod tests {
         case("central's workflow", "elsewhere", "workflow versions", lyon(Autonomy::Full));
         case("an order for too long", "here", "task order: too long", lyon(Autonomy::Full));
         case("a withdrawal taken back", "here", "task cancel: revoked", lyon(Autonomy::Full));
+        case("a proposal changed", "here", "proposal arguments", lyon(Autonomy::Full));
+        case("half a proposal", "new", "proposal arguments", lyon(Autonomy::Full));
+        case("an answer to oneself", "here", "proposal outcome", lyon(Autonomy::Full));
         case("a machine brought back", "here", "node wanted: retired", lyon(Autonomy::Full));
         expect![[r#"
             an actor of another site: the change is by replica 02020202020202020202020202020202, which is not one of lyon's
@@ -722,7 +770,7 @@ mod tests {
             settings: `settings/autonomy` of site 07070707070707070707070707070707 is written by central alone
             a placement: `home` of node 07070707070707070707070707070707 is written by central alone
             a visitor: `state` of node 07070707070707070707070707070707 is not lyon's to write: the machine is at home at site 03030303030303030303030303030303, and only visited there
-            a document given back: `state` of task 07070707070707070707070707070707 was written after lyon had acknowledged that it no longer holds this task
+            a document given back: `state` of task 07070707070707070707070707070707 was written after lyon had acknowledged that this task is not its own
             another site's task: `consumed` of task 07070707070707070707070707070707 is not lyon's to write: the task is for site 03030303030303030303030303030303
             nobody's task: `consumed` of task 07070707070707070707070707070707 is written before the task says what is to be done, and where
             a specification again: `spec` of task 07070707070707070707070707070707 is there already and never written again
@@ -730,6 +778,9 @@ mod tests {
             central's workflow: `versions/2` of workflow 07070707070707070707070707070707 is in a workflow of central; lyon writes its own only
             an order for too long: `order` of task 07070707070707070707070707070707 ends at 2026-11-23T08:01:00.000Z, later than 2026-11-23T08:00:00.000Z: no order lives longer than 72 hours
             a withdrawal taken back: `cancel` of task 07070707070707070707070707070707 was decided for good, and only central takes that back
+            a proposal changed: `arguments/workflow` of proposal 07070707070707070707070707070707 is there already and never written again
+            half a proposal: `arguments/workflow` of proposal 07070707070707070707070707070707 is no part of a proposal that is made here
+            an answer to oneself: `outcome` of proposal 07070707070707070707070707070707 is written by central alone
             a machine brought back: `wanted` of node 07070707070707070707070707070707 was decided for good, and only central takes that back
         "#]].assert_eq(&report);
     }

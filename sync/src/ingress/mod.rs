@@ -265,7 +265,7 @@ mod testing {
             Author, Document, Kind, Register,
             register::{Edit, Entropy},
         },
-        document::{group, node, site, task, workflow},
+        document::{Value, group, node, proposal, site, task, workflow},
         id::{DocumentId, Incarnation, MacAddr, NodeId, Nonce, Origin, ReportId, SiteId},
         policy::{Autonomy, NodeState, TaskState, Wanted},
         time::{Hlc, Timestamp},
@@ -323,7 +323,7 @@ mod testing {
     }
 
     /// Writes one register and returns the change.
-    pub(super) fn write<V: crate::document::Value>(
+    pub(super) fn write<V: Value>(
         document: &mut Document,
         mut author: Author,
         register: &Register<V>,
@@ -346,6 +346,7 @@ mod testing {
                     Kind::Workflow => scribble_workflow(edit, random),
                     Kind::Site => scribble_site(edit, random),
                     Kind::Group => scribble_group(edit, random),
+                    Kind::Proposal => scribble_proposal(edit, random),
                 }
             }
         });
@@ -391,6 +392,27 @@ mod testing {
                 edit.set(&node::observed(site), &seen, "")
             }
             (_, _) => edit.set(&node::evidence("serial"), &node::Evidence { value: word }, ""),
+        };
+    }
+
+    fn scribble_proposal(edit: &mut Edit<'_>, random: &mut Random) {
+        let wanted = node::Wish { wanted: *random.pick(Wanted::ALL) };
+        match random.below(3) {
+            0 => {
+                let wish = proposal::Wish {
+                    action: proposal::WRITE.into(),
+                    about: Some("node".into()),
+                    document: random.perhaps(|random| DocumentId([random.byte(); 16])),
+                    journal_seq: random.number(),
+                    after: random.perhaps(|random| crate::id::ProposalId([random.byte(); 16])),
+                };
+                edit.set(&proposal::wish(), &wish, "")
+            }
+            1 => edit.set(&proposal::argument("wanted"), &proposal::Argument(wanted.to_fields()), ""),
+            _ => {
+                let outcome = proposal::Outcome { applied: random.below(2) == 0, reason: "so".into() };
+                edit.set(&proposal::outcome(), &outcome, "")
+            }
         };
     }
 
