@@ -16,6 +16,7 @@ pub mod server;
 
 pub mod enrolment;
 
+mod evidence;
 mod hub;
 mod sessions;
 
@@ -24,3 +25,4 @@ mod http;
 
 pub mod client;
 pub mod backup;
+pub mod archive;

@@ -7,7 +7,7 @@ use sync::{
     time::Hlc,
 };
 
-use crate::{StoreError, Tx, log::Row};
+use crate::{StoreError, Tx, log::Row, retention::last_checkpoint};
 
 impl Tx<'_> {
     /// Records a fact in our own stream: a site's goes up, central's stays.
@@ -93,8 +93,8 @@ fn insert(sql: &rusqlite::Connection, stream: Stream, head: &Head, bytes: &[u8])
     Ok(sql.last_insert_rowid())
 }
 
-/// The newest entry of one life of a stream.
-fn head_of(
+/// The newest entry of one life of a stream, here or not any more.
+pub(crate) fn head_of(
     sql: &rusqlite::Connection,
     stream: Stream,
     incarnation: Incarnation,
@@ -102,9 +102,11 @@ fn head_of(
     let mut statement = sql.prepare_cached(
         "SELECT seq, hash FROM journal WHERE stream = ?1 AND incarnation = ?2 ORDER BY seq DESC LIMIT 1",
     )?;
-    Ok(statement
+    let newest = statement
         .query_row(params![stream.to_string(), incarnation.as_bytes()], |row| {
             Ok(Head { incarnation, seq: row.get::<_, i64>(0)?.unsigned_abs(), hash: row.get(1)? })
         })
-        .optional()?)
+        .optional()?;
+    let checkpoint = last_checkpoint(sql, stream, incarnation)?;
+    Ok(newest.into_iter().chain(checkpoint).max_by_key(|head| head.seq))
 }
