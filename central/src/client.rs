@@ -108,6 +108,15 @@ impl Client {
         self.ask("the predecessor was not retired", "POST", "/authority/retire", Some(&body))
     }
 
+    /// Has entries of the journal before an instant archived; returns what was made.
+    ///
+    /// # Errors
+    /// When the server is not reached or refuses.
+    pub fn archive_journal(&self, before: &str) -> Result<Value, Failure> {
+        let body = json!({ "before": before });
+        self.ask("the journal was not archived", "POST", "/journal/archive", Some(&body))
+    }
+
     fn ask(&self, what: &str, method: &str, path: &str, body: Option<&Value>) -> Result<Value, Failure> {
         match self.call(what, method, path, body)? {
             (200 | 201, body) => Ok(body),

@@ -27,6 +27,7 @@ use sync::{
         tls::SiteCertificate,
     },
     time::Timestamp,
+    wire::Item,
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::task::TaskTracker;
@@ -40,6 +41,7 @@ use crate::{
         token::{self, TokenRecord},
     },
     event_loop::Edge,
+    evidence::Word,
     failure::chain,
     sessions::Sessions,
 };
@@ -106,12 +108,29 @@ pub(crate) struct Replica {
     pub(crate) store: Store,
     pub(crate) edge: Edge,
     pub(crate) tasks: TaskTracker,
+    /// What is to be signed and verified.
+    pub(crate) words: mpsc::UnboundedSender<Word>,
 }
 
 impl Host for Replica {
     fn perform(&mut self, output: Output, feed: &Feed) {
         let feed = feed.clone();
-        self.store.answer(output, self.edge.given(BY), move |input| feed.send(input));
+        // Nobody listens any more when central ends; then nothing is signed either.
+        let (words, mut after) = (self.words.clone(), None);
+        match &output {
+            Output::Up { peer, .. } => drop(words.send(Word::Up(*peer))),
+            Output::Down { peer, .. } => drop(words.send(Word::Down(*peer))),
+            Output::Ingest { items, .. } if items.iter().any(|it| Item::is_mark(it)) => {
+                after = Some(Word::Told);
+            }
+            _ => {}
+        }
+        self.store.answer(output, self.edge.given(BY), move |input| {
+            feed.send(input);
+            if let Some(word) = after {
+                drop(words.send(word));
+            }
+        });
     }
 
     fn connection(&mut self, peer: Origin, connection: Option<&Connection>) {

@@ -16,6 +16,7 @@ pub mod server;
 
 pub mod enrolment;
 
+mod evidence;
 mod hub;
 mod sessions;
 
@@ -25,3 +26,4 @@ mod http;
 pub mod client;
 pub mod desk;
 pub mod backup;
+pub mod archive;

@@ -8,7 +8,7 @@ use std::{
 };
 
 use central::{
-    backup,
+    archive, backup,
     client::{self, Client},
     config::{self, Config, Layer},
     desk,
@@ -91,6 +91,17 @@ Examples:
 minutes of their next session, and trust it from then on; a site that was away gets in whenever it returns. `show`
 says who has not renewed yet; once nobody is left, `retire` ends the old one. Make a backup after each.";
 
+const JOURNAL_EXAMPLES: &str = "\
+Examples:
+  holdfast-central journal verify
+  holdfast-central journal verify /mnt/archive/journal-4f…e1.cbor.zst
+  holdfast-central journal archive --before 2026-06-01
+
+`verify` reads the data folder, beside a running server or without one: every chain from its beginning or its
+checkpoint, against the heads that sites and central signed, and names the first entry that does not fit. With a
+file it proves that the archive is what was taken out. `archive` writes entries that are older than 90 days into the
+folder `archive` of the data folder, and lets the database go of them.";
+
 /// Holdfast central: the fleet, its sites, and what they boot.
 #[derive(Parser)]
 #[command(name = "holdfast-central", version, after_help = AFTER)]
@@ -141,6 +152,9 @@ enum Command {
     /// Shows and replaces the authority that signs all certificates
     #[command(subcommand, after_help = AUTHORITY_EXAMPLES)]
     Authority(AuthorityCommand),
+    /// Proves and archives the journal
+    #[command(subcommand, after_help = JOURNAL_EXAMPLES)]
+    Journal(JournalCommand),
     /// Copies database and keys into a folder
     #[command(after_help = BACKUP_EXAMPLES)]
     Backup {
@@ -270,6 +284,24 @@ enum AuthorityCommand {
     },
 }
 
+#[derive(Subcommand)]
+enum JournalCommand {
+    /// Says whether the journal, or an archive of it, is what was written
+    Verify {
+        /// Archives; none: the database
+        #[arg(value_name = "FILE")]
+        files: Vec<PathBuf>,
+    },
+    /// Writes old entries into a file and lets the database go of them
+    Archive {
+        /// Day or instant, in UTC: 2026-06-01 or 2026-06-01T12:00:00.000Z
+        #[arg(long, value_name = "DATE")]
+        before: String,
+        #[command(flatten)]
+        server: ServerUrl,
+    },
+}
+
 #[derive(Args)]
 struct ServerUrl {
     /// The running server [default: http:// and `listen_http`]
@@ -304,6 +336,7 @@ fn run(command: Command, settings: Settings) -> Result<(), Failure> {
             let url = server.unwrap_or_else(|| config.http_url());
             create_token(&config, &url, &site, &describe)
         }
+        Command::Journal(command) => journal(&config, command),
         Command::Authority(command) => authority(&config, command),
         Command::Quarantine { command, server } => {
             let url = server.unwrap_or_else(|| config.http_url());
@@ -386,6 +419,24 @@ fn create_token(config: &Config, url: &str, site: &str, describe: &str) -> Resul
     }
     eprintln!("good for one machine until {}", invitation.expires_at);
     say(&format!("{}\n", invitation.token))
+}
+
+fn journal(config: &Config, command: JournalCommand) -> Result<(), Failure> {
+    match command {
+        JournalCommand::Verify { files } if files.is_empty() => {
+            archive::verify(&config.data_dir, &mut say_line)
+        }
+        JournalCommand::Verify { files } => {
+            files.iter().try_for_each(|file| archive::verify_file(&config.data_dir, file, &mut say_line))
+        }
+        JournalCommand::Archive { before, server } => {
+            let url = server.server.unwrap_or_else(|| config.http_url());
+            let client = Client::open(&url, &config.data_dir.join(ADMIN_TOKEN))?;
+            let before = if before.len() == 10 { before + "T00:00:00.000Z" } else { before };
+            let made = client.archive_journal(&before)?;
+            say(&format!("{}\n{} entries\n", made["file"].as_str().unwrap_or("?"), made["entries"]))
+        }
+    }
 }
 
 fn authority(config: &Config, command: AuthorityCommand) -> Result<(), Failure> {

@@ -32,6 +32,7 @@ use crate::{
         seat::Seat,
     },
     event_loop::Edge,
+    evidence::{self, Notary},
     failure::{Exit, Failure, chain},
     http,
     hub::{self, Registrar, Replica},
@@ -94,7 +95,10 @@ impl Server {
             }
         });
         let engine = Engine::central(Duration::from_secs(config.heartbeat_s));
-        let replica = Replica { store: store.clone(), edge: edge.clone(), tasks: tasks.clone() };
+        let (words, told) = mpsc::unbounded_channel();
+        let notary = Notary { store: store.clone(), seat: seat.clone(), edge: edge.clone() };
+        tasks.spawn(stopping.clone().run_until_cancelled_owned(evidence::run(notary, told)));
+        let replica = Replica { store: store.clone(), edge: edge.clone(), tasks: tasks.clone(), words };
         tasks.spawn(driver::run_central(engine, sessions, feed, replica));
         let live = Sessions::default();
         let registrar = Registrar::new(store.clone(), seat.clone(), edge.clone(), live.clone());
@@ -115,7 +119,7 @@ impl Server {
             }
         }));
         let fingerprint = seat.present().fingerprint();
-        let app = http::App::new(store.clone(), edge, seat, &admin, live);
+        let app = http::App::new(store.clone(), edge, seat, &config.data_dir, &admin, live);
         let router = http::router(app);
         let end = stopping.clone();
         tasks.spawn(async move {

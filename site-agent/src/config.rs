@@ -56,6 +56,9 @@ pub struct Config {
     pub log: String,
     /// How long a machine waits on a hold page. Default 3 questions, 6 s apart.
     pub patience: Patience,
+    /// Days that journal entries are kept after both sides have them. Default and least 90: a central that was
+    /// restored from an old backup takes them from here.
+    pub journal_retention_days: u32,
 }
 
 /// What somebody set; absent keys are left to others.
@@ -92,10 +95,12 @@ pub struct Settings {
     pub hold_wait_s: Option<u32>,
     /// Questions of a machine that is held, `1..=20`.
     pub hold_tries: Option<u32>,
+    /// Days that journal entries are kept, `90..=36_500`.
+    pub journal_retention_days: Option<u32>,
 }
 
 /// Every key of the file.
-pub const KEYS: [&str; 15] = [
+pub const KEYS: [&str; 16] = [
     "data_dir",
     "boot_address",
     "interface",
@@ -111,6 +116,7 @@ pub const KEYS: [&str; 15] = [
     "log",
     "hold_wait_s",
     "hold_tries",
+    "journal_retention_days",
 ];
 
 /// Where everything is kept unless somebody says otherwise.
@@ -236,6 +242,7 @@ impl Settings {
             log: self.log.or(below.log),
             hold_wait_s: self.hold_wait_s.or(below.hold_wait_s),
             hold_tries: self.hold_tries.or(below.hold_tries),
+            journal_retention_days: self.journal_retention_days.or(below.journal_retention_days),
         }
     }
 
@@ -267,6 +274,10 @@ impl Settings {
             let why = "it is 5 to 86400 seconds";
             return Err(value("try_udp_after_s", &try_udp_after.as_secs(), why));
         }
+        let journal_retention_days = self.journal_retention_days.unwrap_or(90);
+        if !(90..=36_500).contains(&journal_retention_days) {
+            return Err(value("journal_retention_days", &journal_retention_days, "it is 90 to 36500 days"));
+        }
         Ok(Config {
             data_dir: self.data_dir.unwrap_or_else(|| DEFAULT_DATA_DIR.into()),
             boot_address,
@@ -282,6 +293,7 @@ impl Settings {
             generation_file: self.generation_file,
             log: self.log.unwrap_or_else(|| "info".into()),
             patience,
+            journal_retention_days,
         })
     }
 }
@@ -315,7 +327,8 @@ impl fmt::Display for Config {
         }
         writeln!(f, "log = {}", text(&self.log))?;
         writeln!(f, "hold_wait_s = {}", self.patience.wait_s)?;
-        writeln!(f, "hold_tries = {}", self.patience.tries)
+        writeln!(f, "hold_tries = {}", self.patience.tries)?;
+        writeln!(f, "journal_retention_days = {}", self.journal_retention_days)
     }
 }
 
@@ -382,6 +395,7 @@ mod tests {
                 log = "info"
                 hold_wait_s = 6
                 hold_tries = 3
+                journal_retention_days = 90
             "#]],
         );
     }
@@ -399,7 +413,7 @@ mod tests {
         check(
             "zzzzzz = 1",
             expect![
-                "site.toml:1: unknown key `zzzzzz`; there are data_dir, boot_address, interface, listen_http, dhcp_port, pxe_port, tftp_port, dhcp, loaders_dir, central, try_udp_after_s, generation_file, log, hold_wait_s, hold_tries"
+                "site.toml:1: unknown key `zzzzzz`; there are data_dir, boot_address, interface, listen_http, dhcp_port, pxe_port, tftp_port, dhcp, loaders_dir, central, try_udp_after_s, generation_file, log, hold_wait_s, hold_tries, journal_retention_days"
             ],
         );
         check(

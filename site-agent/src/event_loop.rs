@@ -34,7 +34,7 @@ use crate::{
     config::Config,
     dhcp::{self, Door},
     error::chain,
-    http,
+    evidence, http,
     identity::{DataDir, IdentityError},
     link::{self, Link},
     renewal::{self, Keeper},
@@ -243,7 +243,8 @@ pub async fn run(
     data.keep_http_address(listening.http)?;
     ready(&listening).map_err(|source| RunError::System { what: "write to standard output", source })?;
     info!(site = %agent.site, incarnation = %agent.store.incarnation(), http = %listening.http, "site runs");
-    serve(Arc::clone(&agent), services, dialer, keeper, end).await;
+    let keep = Duration::from_secs(86_400 * u64::from(config.journal_retention_days));
+    serve(Arc::clone(&agent), services, dialer, keeper, keep, end).await;
 
     link::disconnect(&agent, "the site is stopping");
     if tokio::time::timeout(LAST_WORDS, endpoint.wait_idle()).await.is_err() {
@@ -299,6 +300,7 @@ async fn serve(
     services: Services,
     dialer: Dialer,
     keeper: Keeper,
+    keep: Duration,
     end: impl Future<Output = ()>,
 ) {
     let Services { http, dhcp, tftp, .. } = services;
@@ -309,6 +311,7 @@ async fn serve(
         tokio::spawn(tftp.run()),
         tokio::spawn(cache::run(Arc::clone(&agent))),
         tokio::spawn(link::run(Arc::clone(&agent), dialer)),
+        tokio::spawn(evidence::run(Arc::clone(&agent), keeper.certificates(), keep)),
         tokio::spawn(renewal::run(keeper)),
     ];
     if let Some(dhcp) = dhcp {

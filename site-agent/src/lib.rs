@@ -26,6 +26,7 @@ pub mod http;
 pub mod cache;
 pub mod link;
 pub mod renewal;
+pub mod evidence;
 pub mod status;
 
 pub mod agent;

@@ -165,6 +165,9 @@ struct Flags {
     /// Questions of a machine that is held
     #[arg(long, env = "HOLDFAST_SITE_HOLD_TRIES", global = true)]
     hold_tries: Option<u32>,
+    /// Days that journal entries are kept after central has them, at least 90
+    #[arg(long, env = "HOLDFAST_SITE_JOURNAL_RETENTION_DAYS", global = true)]
+    journal_retention_days: Option<u32>,
 }
 
 impl Flags {
@@ -188,6 +191,7 @@ impl Flags {
             log: self.log,
             hold_wait_s: self.hold_wait_s,
             hold_tries: self.hold_tries,
+            journal_retention_days: self.journal_retention_days,
         };
         Ok(over.over(below))
     }

@@ -128,6 +128,7 @@ pub struct Keeper {
     clock: WallClock,
     enrolment: Enrolment,
     present: Certificates,
+    shown: watch::Sender<Arc<Certificates>>,
     tls: watch::Sender<Client>,
     doubt: Option<Doubt>,
     failures: u32,
@@ -149,9 +150,21 @@ impl Keeper {
         present: Certificates,
     ) -> Result<Self, TlsError> {
         let tls = watch::Sender::new(session_tls(&present, &clock)?);
+        let shown = watch::Sender::new(Arc::new(present.clone()));
         let (doubt, failures, pause_until) = (None, 0, Duration::ZERO);
-        let keeper =
-            Keeper { agent, data, endpoint, clock, enrolment, present, tls, doubt, failures, pause_until };
+        let keeper = Keeper {
+            agent,
+            data,
+            endpoint,
+            clock,
+            enrolment,
+            present,
+            shown,
+            tls,
+            doubt,
+            failures,
+            pause_until,
+        };
         keeper.publish(None);
         Ok(keeper)
     }
@@ -159,6 +172,11 @@ impl Keeper {
     /// What sessions are opened with; changes when the certificate does.
     pub fn tls(&self) -> watch::Receiver<Client> {
         self.tls.subscribe()
+    }
+
+    /// What this site proves itself with; changes when the certificate does.
+    pub fn certificates(&self) -> watch::Receiver<Arc<Certificates>> {
+        self.shown.subscribe()
     }
 
     /// Renews the certificate if it is time, and says why it did; nothing if there was nothing to do, or a
@@ -256,6 +274,7 @@ impl Keeper {
     }
 
     fn publish(&self, trouble: Option<String>) {
+        self.shown.send_replace(Arc::new(self.present.clone()));
         let leaf = &self.present.leaf;
         self.agent.certificate.send_replace(Some(Certificate {
             serial: leaf.serial_hex(),

@@ -13,14 +13,14 @@ use sync::{
     document::Kind,
     engine::reconcile::{Element, element},
     id::{DocumentId, Incarnation, Origin},
-    journal::{Event, Stream, chain},
-    wire::{Holding, Holdings, StreamHead},
+    journal::{Event, Mark, Stream, chain},
+    wire::{Holding, Holdings, Item, StreamHead},
 };
 
 use crate::{
     StoreError, Tx, documents, life,
     log::{self, Row, signed},
-    scope,
+    retention, scope,
 };
 
 /// Journal entries beyond those that the peer acknowledged, of which a site tells the hashes.
@@ -235,7 +235,10 @@ impl Tx<'_> {
     /// The newest entry of each life of a stream.
     fn stream_heads(&self, stream: Stream) -> Result<Vec<StreamHead>, StoreError> {
         let mut statement = self.sql.prepare_cached(
-            "SELECT incarnation, max(seq), hash FROM journal WHERE stream = ?1 GROUP BY incarnation",
+            "SELECT incarnation, max(seq), hash FROM
+                 (SELECT incarnation, seq, hash FROM journal WHERE stream = ?1
+                  UNION ALL SELECT incarnation, upto, hash FROM checkpoints WHERE stream = ?1)
+             GROUP BY incarnation",
         )?;
         let rows = statement.query_map([stream.to_string()], |row| {
             Ok(StreamHead {
@@ -260,11 +263,20 @@ impl Tx<'_> {
             theirs.iter().map(|head| (head.incarnation, *head)).collect();
         // Whether an entry is recorded once more, and the entry: what is recorded last goes last.
         let mut lacking: Vec<(bool, i64)> = Vec::new();
+        let mut skipped: Vec<Mark> = Vec::new();
         for ours in self.stream_heads(stream)? {
             let theirs = theirs.get(&ours.incarnation);
-            let continues = match theirs {
-                None => true,
-                Some(head) => self.has_entry(stream, head)?,
+            let mut after = theirs.map_or(0, |head| head.seq);
+            // What the peer lacks of the beginning may not be here any more: then it goes on from where it is.
+            let from = retention::last_checkpoint(self.sql, stream, ours.incarnation)?;
+            let continues = match (theirs, from) {
+                (_, Some(from)) if after < from.seq => {
+                    after = from.seq;
+                    skipped.push(Mark::trimmed(&from, self.given.now));
+                    true
+                }
+                (None, _) => true,
+                (Some(head), _) => self.has_entry(stream, head)?,
             };
             let mut statement = self.sql.prepare_cached(
                 "SELECT entry, hash FROM journal
@@ -273,7 +285,6 @@ impl Tx<'_> {
                      AND NOT EXISTS (SELECT 1 FROM log WHERE log.entry = journal.entry AND peer = ?5)
                  ORDER BY entry",
             )?;
-            let after = theirs.map_or(0, |head| head.seq);
             let rows = statement.query_map(
                 params![
                     stream.to_string(),
@@ -291,6 +302,9 @@ impl Tx<'_> {
                 }
             }
         }
+        for mark in skipped {
+            self.tell(peer, Row::Note(Item::mark(mark).to_bytes()))?;
+        }
         lacking.sort_unstable();
         let told = lacking.len() as u64;
         for (again, entry) in lacking {
@@ -306,7 +320,8 @@ impl Tx<'_> {
         Ok(self
             .sql
             .prepare_cached(
-                "SELECT 1 FROM journal WHERE stream = ?1 AND incarnation = ?2 AND seq = ?3 AND hash = ?4",
+                "SELECT 1 FROM journal WHERE stream = ?1 AND incarnation = ?2 AND seq = ?3 AND hash = ?4
+                 UNION SELECT 1 FROM checkpoints WHERE stream = ?1 AND incarnation = ?2 AND upto = ?3 AND hash = ?4",
             )?
             .exists(params![stream.to_string(), head.incarnation.as_bytes(), signed(head.seq), head.hash])?)
     }

@@ -7,7 +7,7 @@ use sync::{
     time::Hlc,
 };
 
-use crate::{StoreError, Tx, log::Row};
+use crate::{StoreError, Tx, log::Row, retention::last_checkpoint};
 
 impl Tx<'_> {
     /// Records a fact in our own stream: a site's goes up, central's stays.
@@ -83,6 +83,11 @@ impl Tx<'_> {
         if here == Some(chain::hash(bytes)) {
             return Ok(());
         }
+        // What is not kept any more cannot be compared any more; it was once.
+        let kept_from = last_checkpoint(self.sql, stream, entry.incarnation)?;
+        if here.is_none() && kept_from.is_some_and(|checkpoint| entry.seq <= checkpoint.seq) {
+            return Ok(());
+        }
         if self.is_broken(stream, entry.incarnation)? {
             let reason = "it is of a chain that broke before";
             return self.set_entry_aside(peer, entry.incarnation, bytes, reason);
@@ -118,7 +123,7 @@ fn insert(sql: &rusqlite::Connection, stream: Stream, head: &Head, bytes: &[u8])
     Ok(sql.last_insert_rowid())
 }
 
-/// The newest entry of one life of a stream.
+/// The newest entry of one life of a stream, here or not any more.
 pub(crate) fn head_of(
     sql: &rusqlite::Connection,
     stream: Stream,
@@ -127,9 +132,11 @@ pub(crate) fn head_of(
     let mut statement = sql.prepare_cached(
         "SELECT seq, hash FROM journal WHERE stream = ?1 AND incarnation = ?2 ORDER BY seq DESC LIMIT 1",
     )?;
-    Ok(statement
+    let newest = statement
         .query_row(params![stream.to_string(), incarnation.as_bytes()], |row| {
             Ok(Head { incarnation, seq: row.get::<_, i64>(0)?.unsigned_abs(), hash: row.get(1)? })
         })
-        .optional()?)
+        .optional()?;
+    let checkpoint = last_checkpoint(sql, stream, incarnation)?;
+    Ok(newest.into_iter().chain(checkpoint).max_by_key(|head| head.seq))
 }

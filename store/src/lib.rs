@@ -2,7 +2,8 @@
 //!
 //! [`Store`] is the door. `writer` owns the one writing connection: a command is a closure that runs in a
 //! transaction ([`Tx`]); several that wait are committed together, and nothing is answered before that.
-//! `documents`, `log`, `journal`, `peers` and `authority` are what a transaction can do; `scope`, `directory` and
+//! `documents`, `log`, `journal`, `peers` and `authority` are what a transaction can do; `marks` keeps signed heads of the
+//! journal, `retention` trims and archives it, `audit` proves that it is what was written; `scope`, `directory` and
 //! `reset` say what a site holds; `life` says when another life of the database begins, `recovery` what central does not do after that,
 //! `backup` keeps a database and puts it back, `join` is how it meets its peers;
 //! `command` are the changes that people and machines ask for; `view` are the derived tables that everything
@@ -23,6 +24,9 @@ pub mod backup;
 mod documents;
 mod log;
 mod journal;
+pub mod marks;
+pub mod retention;
+pub mod audit;
 mod chains;
 mod peers;
 pub mod quarantine;

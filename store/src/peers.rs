@@ -5,7 +5,7 @@ use sync::{
     document::Kind,
     engine::{Claim, Greeting},
     id::{DocumentId, Incarnation, Origin},
-    journal::{Event, Stream},
+    journal::{Event, Mark, Stream},
     policy::Reason,
     time::{MAX_DRIFT, Timestamp},
     wire::{Cursor, Fingerprint, Item, Reset, Rolling, Seal, StreamHead, Stub, Telemetry},
@@ -305,10 +305,11 @@ impl Tx<'_> {
         Ok(admitted.ours_came_back)
     }
 
-    /// Takes over what is neither a change nor an entry. Only central says such things; what a newer
-    /// program says counts and means nothing to us.
+    /// Takes over what is neither a change nor an entry. Only central says such things, but for what each says of
+    /// its journal; what a newer program says counts and means nothing to us.
     fn take_note(&mut self, peer: Origin, note: Note) -> Result<(), StoreError> {
         match (self.state.origin, note) {
+            (_, Note::Mark(mark)) => self.take_mark(peer, &mark),
             (Origin::Site(_), Note::Dropped(id)) => self.drop_document(peer, id),
             (Origin::Site(_), Note::Stubs(stubs)) => self.take_stubs(&stubs),
             (Origin::Site(_), Note::Recovering(is)) => self.take_recovering(is),
@@ -436,6 +437,7 @@ enum Note {
     Stubs(Vec<Stub>),
     Reset(Kind, DocumentId, Reset),
     Recovering(bool),
+    Mark(Mark),
     Broken(StreamHead),
     Unknown,
 }
@@ -448,6 +450,7 @@ impl Note {
             (Item { dropped: Some(true), .. }, _, Some(id)) => Note::Dropped(id),
             (Item { stubs: Some(stubs), .. }, ..) => Note::Stubs(stubs.clone()),
             (Item { recovering: Some(is), .. }, ..) => Note::Recovering(*is),
+            (Item { mark: Some(mark), .. }, ..) => Note::Mark(mark.clone()),
             (Item { broken: Some(newest), .. }, ..) => Note::Broken(*newest),
             _ => Note::Unknown,
         }

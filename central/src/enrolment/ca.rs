@@ -29,9 +29,9 @@ use sync::{
     quic::{
         CENTRAL_NAME,
         tls::{
-            Identity,
+            Identity, TlsError,
             pki_types::{CertificateDer, PrivatePkcs8KeyDer, pem::PemObject},
-            site_uri, verify_central_chain,
+            public_key, sign, site_uri, verify, verify_central_chain,
         },
     },
     time::Timestamp,
@@ -168,6 +168,37 @@ impl Authority {
     /// What site certificates may be signed by.
     pub fn accepted(&self) -> Vec<CertificateDer<'static>> {
         std::iter::once(&self.certificate).chain(self.predecessor()).cloned().collect()
+    }
+
+    /// Signs bytes with the authority's key.
+    ///
+    /// # Errors
+    /// When the system gives no randomness.
+    pub fn sign(&self, message: &[u8]) -> Result<Vec<u8>, TlsError> {
+        sign(self.issuer.key(), message)
+    }
+
+    /// Opens the authority of a data folder, or of a backup of one, to verify with.
+    ///
+    /// # Errors
+    /// When the file is not there or unusable.
+    pub fn open(folder: &Path) -> Result<Self, CaError> {
+        let path = folder.join(FILE);
+        let pem = fs::read_to_string(&path);
+        let pem = pem.map_err(|source| CaError::Read { path: path.clone(), source })?;
+        Self::from_pem(&pem).map_err(|reason| CaError::Content { path, reason })
+    }
+
+    /// Whether the accepted authority with this fingerprint signed these bytes.
+    ///
+    /// # Errors
+    /// In words, that it did not, or that there is none.
+    pub fn verify(&self, fingerprint: &[u8], message: &[u8], signature: &[u8]) -> Result<(), String> {
+        let accepted = self.accepted();
+        let signer = accepted.iter().find(|it| Digest::of(it).as_bytes() == fingerprint);
+        let signer =
+            signer.ok_or("the authority that it names is neither the present one nor its predecessor")?;
+        verify(&public_key(signer)?, message, signature)
     }
 
     /// What the certificate of this authority says.

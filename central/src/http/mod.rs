@@ -22,7 +22,7 @@ mod recovery;
 mod quarantine;
 mod proposals;
 
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
 use axum::{
     Json, Router,
@@ -47,14 +47,30 @@ pub(crate) struct App {
     store: Store,
     edge: Edge,
     seat: Seat,
+    /// The data folder.
+    data: Arc<Path>,
     /// Digest of the administrator's token.
     admin: Arc<blake3::Hash>,
     sessions: Sessions,
 }
 
 impl App {
-    pub(crate) fn new(store: Store, edge: Edge, seat: Seat, admin: &str, sessions: Sessions) -> Self {
-        App { store, edge, seat, admin: Arc::new(blake3::hash(admin.as_bytes())), sessions }
+    pub(crate) fn new(
+        store: Store,
+        edge: Edge,
+        seat: Seat,
+        data: &Path,
+        admin: &str,
+        sessions: Sessions,
+    ) -> Self {
+        App {
+            store,
+            edge,
+            seat,
+            data: data.into(),
+            admin: Arc::new(blake3::hash(admin.as_bytes())),
+            sessions,
+        }
     }
 
     /// Reads derived tables.
@@ -99,6 +115,7 @@ pub(crate) fn router(app: App) -> Router {
         .route("/blobs", put(blobs::put))
         .route("/blobs/{digest}", get(blobs::get))
         .route("/journal", get(journal::list))
+        .route("/journal/archive", post(journal::archive))
         .route("/authority", get(authority::show))
         .route("/authority/renew", post(authority::renew))
         .route("/authority/retire", post(authority::retire))

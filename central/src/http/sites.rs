@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use store::{StoreError, View, command, command::site::SettingsEdit, view::SiteRow};
 use sync::{
     id::{Origin, SiteId},
+    journal::Stream,
     policy::{LinkState, link},
     quic::CloseCode,
     time::Timestamp,
@@ -182,6 +183,7 @@ fn object(view: &View<'_>, row: &SiteRow, now: Timestamp, live: &Sessions) -> Re
             "telemetry": telemetry,
             "refused": peer.refused,
             "certificate": view.certificate(row.id)?,
+            "journal_head": view.heads(Stream::Site(row.id))?.pop(),
             "revoked": view.revoked(row.id)?,
             "suspended": suspended,
             "incarnation": peer.life,

@@ -36,6 +36,8 @@ use super::*;
 use crate::enrolment::certificate::KeyRequest;
 
 mod authority;
+mod evidence;
+mod clock;
 
 /// 2026-11-20 at noon.
 const NOON: Timestamp = Timestamp(1_795_176_000_000);

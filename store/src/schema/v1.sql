@@ -51,6 +51,21 @@ CREATE TABLE journal (
 -- Chains of peers that broke: nothing more of them is taken.
 CREATE TABLE broken_chains (stream TEXT NOT NULL, incarnation BLOB NOT NULL, UNIQUE (stream, incarnation)) STRICT;
 
+-- Heads of chains as their writers signed them, ours and the peers': the newest of each life that was verified, and those
+-- that are still to be. `signer` is the serial number of a site's certificate, or the digest of central's authority.
+CREATE TABLE heads (
+    head INTEGER PRIMARY KEY, stream TEXT NOT NULL, incarnation BLOB NOT NULL, seq INTEGER NOT NULL, hash BLOB NOT NULL,
+    at INTEGER NOT NULL, signer BLOB NOT NULL, signature BLOB NOT NULL, verified_at INTEGER, UNIQUE (stream, incarnation, seq)
+) STRICT;
+CREATE INDEX heads_to_verify ON heads (head) WHERE verified_at IS NULL;
+-- Entries of a chain that are not here any more, or never were: after the entry `after` up to `upto`, which had this hash.
+CREATE TABLE checkpoints (
+    stream TEXT NOT NULL, incarnation BLOB NOT NULL, after INTEGER NOT NULL, upto INTEGER NOT NULL, hash BLOB NOT NULL,
+    at INTEGER NOT NULL, archive BLOB, UNIQUE (stream, incarnation, upto)
+) STRICT;
+-- At a site: which entries both sides had (`acknowledged`) and which were here (`held`) at a time that central confirmed.
+CREATE TABLE journal_days (at INTEGER NOT NULL UNIQUE, acknowledged INTEGER NOT NULL, held INTEGER NOT NULL) STRICT;
+
 -- What a peer is told, in order. Exactly one of `change`, `entry` and `note`, the item itself, is
 -- present. `changes` and `sum` are
 -- the fingerprint over the changes up to this position.

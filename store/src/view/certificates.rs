@@ -22,6 +22,8 @@ pub struct CertificateRow {
     pub issued_at: Timestamp,
     /// End of its validity.
     pub not_after: Timestamp,
+    /// When a session was first opened with it; absent until then.
+    pub used_at: Option<Timestamp>,
 }
 
 /// Why nothing that certified a site until then does so any more.
@@ -81,7 +83,7 @@ impl View<'_> {
         Ok(self
             .sql
             .prepare_cached(
-                "SELECT serial, authority, issued_at, not_after FROM certificates
+                "SELECT serial, authority, issued_at, not_after, used_at FROM certificates
                  WHERE site = ?1 AND revoked_at IS NULL ORDER BY certificate DESC LIMIT 1",
             )?
             .query_row([site.as_bytes()], |row| {
@@ -90,6 +92,7 @@ impl View<'_> {
                     authority: Digest(row.get(1)?),
                     issued_at: time(row.get(2)?),
                     not_after: time(row.get(3)?),
+                    used_at: row.get::<_, Option<i64>>(4)?.map(time),
                 })
             })
             .optional()?)

@@ -477,6 +477,60 @@ pub enum Event {
         #[n(0)]
         is: bool,
     },
+    /// A peer told a signed head of its journal that does not fit what it told before, or is not signed by it.
+    #[n(36)]
+    HeadRefused {
+        /// The stream.
+        #[n(0)]
+        stream: String,
+        /// Life of the database that it is said to be of.
+        #[n(1)]
+        incarnation: Incarnation,
+        /// Number of the entry that it names.
+        #[n(2)]
+        seq: u64,
+        /// What is wrong.
+        #[n(3)]
+        reason: String,
+    },
+    /// The beginning of a chain is not kept here any more; the next entry still proves to continue it.
+    #[n(37)]
+    JournalTrimmed {
+        /// The stream.
+        #[n(0)]
+        stream: String,
+        /// Life of the database that wrote it.
+        #[n(1)]
+        incarnation: Incarnation,
+        /// The entries after this one,
+        #[n(2)]
+        after: u64,
+        /// up to and including this one are not kept.
+        #[n(3)]
+        upto: u64,
+        /// Hash of the last of them.
+        #[n(4)]
+        hash: Digest,
+        /// Digest of the archive that has them, if one does.
+        #[n(5)]
+        archive: Option<Digest>,
+    },
+    /// Entries of a peer's journal are missing here for ever: it does not keep them any more.
+    #[n(38)]
+    JournalGap {
+        /// The stream.
+        #[n(0)]
+        stream: String,
+        /// Life of the database that wrote it.
+        #[n(1)]
+        incarnation: Incarnation,
+        /// The entries after this one,
+        #[n(2)]
+        after: u64,
+        /// up to and including this one are missing.
+        #[n(3)]
+        upto: u64,
+    },
     /// Central certified a key of a site.
     #[n(41)]
     CertificateIssued {

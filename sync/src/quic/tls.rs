@@ -26,7 +26,7 @@ use std::{
 };
 
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
-use rcgen::{CertificateParams, DnType, KeyPair, PKCS_ECDSA_P256_SHA256};
+use rcgen::{CertificateParams, DnType, KeyPair, PKCS_ECDSA_P256_SHA256, SigningKey};
 use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, RootCertStore, SignatureScheme,
     client::{
@@ -249,6 +249,14 @@ impl SiteKey {
         Identity { chain, key: PrivatePkcs8KeyDer::from(self.0.serialize_der()).into() }
     }
 
+    /// Signs bytes: ECDSA on P-256 with SHA-256, ASN.1.
+    ///
+    /// # Errors
+    /// When the system gives no randomness.
+    pub fn sign(&self, message: &[u8]) -> Result<Vec<u8>, TlsError> {
+        sign(&self.0, message)
+    }
+
     /// Whether `certificate` (DER) was issued for this key.
     pub fn matches(&self, certificate: &[u8]) -> bool {
         parse(certificate)
@@ -430,6 +438,50 @@ pub fn verify_central_chain(
     let name = ServerName::try_from(CENTRAL_NAME).expect("the name of central is one");
     let now = UnixTime::since_unix_epoch(Duration::ZERO);
     verifier.verify_server_cert(leaf, others, &name, &[], now).map(drop).map_err(|error| error.to_string())
+}
+
+/// Signs bytes with a key on P-256: ECDSA with SHA-256, ASN.1.
+///
+/// # Errors
+/// When the system gives no randomness.
+pub fn sign(key: &KeyPair, message: &[u8]) -> Result<Vec<u8>, TlsError> {
+    key.sign(message).map_err(TlsError::Key)
+}
+
+impl Identity {
+    /// Signs bytes with the key of the leaf, which is one on P-256.
+    ///
+    /// # Errors
+    /// When it is none, or the system gives no randomness.
+    pub fn sign(&self, message: &[u8]) -> Result<Vec<u8>, TlsError> {
+        let key =
+            KeyPair::from_der_and_sign_algo(&self.key, &PKCS_ECDSA_P256_SHA256).map_err(TlsError::Key)?;
+        sign(&key, message)
+    }
+}
+
+/// Whether the holder of `public_key`, a point on P-256 as in a certificate, signed these bytes.
+///
+/// # Errors
+/// In words, that it did not.
+pub fn verify(public_key: &[u8], message: &[u8], signature: &[u8]) -> Result<(), String> {
+    let algorithms = provider().signature_verification_algorithms;
+    let found =
+        algorithms.mapping.iter().find(|(scheme, _)| *scheme == SignatureScheme::ECDSA_NISTP256_SHA256);
+    let (_, known) = found.expect("the provider has the algorithm of all our keys");
+    // One scheme may stand for several curves: P-256 is the first of them.
+    let algorithm = known.first().expect("a scheme has an algorithm");
+    algorithm
+        .verify_signature(public_key, message, signature)
+        .map_err(|_| "it is not that of the key that it names".to_owned())
+}
+
+/// The public key in the certificate of an authority, as [`verify`] takes it.
+///
+/// # Errors
+/// The parser's words.
+pub fn public_key(certificate: &[u8]) -> Result<Vec<u8>, String> {
+    parse(certificate).map(|it| it.public_key().subject_public_key.data.to_vec())
 }
 
 /// The one provider of cryptography. Always named explicitly: the process-wide default panics where two are
@@ -791,6 +843,26 @@ mod tests {
         assert!(key.to_pem().starts_with("-----BEGIN PRIVATE KEY-----"), "PKCS#8");
         expect!["SiteKey(…)"].assert_eq(&format!("{key:?}"));
         expect!["use the site's private key"].assert_eq(&SiteKey::from_pem("lyon").unwrap_err().to_string());
+    }
+
+    #[test]
+    fn p15_a_signature_is_of_one_key_and_one_message() {
+        let [key, other] = [(); 2].map(|()| SiteKey::generate().unwrap());
+        let signature = key.sign(b"lyon").unwrap();
+        let public = |key: &SiteKey| key.0.public_key_raw().to_vec();
+        assert_eq!(verify(&public(&key), b"lyon", &signature), Ok(()));
+        assert!(verify(&public(&other), b"lyon", &signature).is_err());
+        assert!(verify(&public(&key), b"oslo", &signature).is_err());
+        assert!(verify(b"no point", b"lyon", &signature).is_err());
+        for at in 0..signature.len() {
+            let mut bad = signature.clone();
+            bad[at] ^= 1;
+            assert!(verify(&public(&key), b"lyon", &bad).is_err(), "byte {at}");
+        }
+        assert_eq!(verify(&public(&key), b"lyon", &key.identity(vec![]).sign(b"lyon").unwrap()), Ok(()));
+        let authority = Authority::new("fleet");
+        let certified = SiteCertificate::read(&authority.site(SITE).chain[0]).unwrap().public_key;
+        assert_eq!(public_key(&authority.site(SITE).chain[0]).unwrap().len(), certified.len());
     }
 
     #[test]

@@ -5,6 +5,7 @@ use minicbor::{Decode, Encode};
 use super::Versions;
 use crate::{
     id::{DocumentId, Incarnation, NodeId, SiteId},
+    journal::Mark,
     time::Timestamp,
 };
 
@@ -168,6 +169,9 @@ pub struct Item {
     /// From central: whether it is in recovery. Orders that arrive while it is wait at the site.
     #[n(11)]
     pub recovering: Option<bool>,
+    /// What the sender says of its journal: a signed head, or from where on it is kept.
+    #[n(12)]
+    pub mark: Option<Mark>,
 }
 
 /// What every site knows of a machine that is not its own.
@@ -249,6 +253,16 @@ impl Item {
     /// Whether central is in recovery.
     pub fn recovering(is: bool) -> Self {
         Item { recovering: Some(is), ..Item::default() }
+    }
+
+    /// A signed head of the journal, or from where on it is kept.
+    pub fn mark(mark: Mark) -> Self {
+        Item { mark: Some(mark), ..Item::default() }
+    }
+
+    /// Whether encoded bytes are that: such an item is a map with this one key.
+    pub fn is_mark(bytes: &[u8]) -> bool {
+        bytes.starts_with(&[0xa1, 12])
     }
 
     /// That a chain of the journal broke after this entry.

@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, time::Duration};
 use automerge::Change;
 use sync::{
     document::{
-        Author, Document, FieldError, Fields, Kind, Register, Value, Writers, contested, node,
+        Author, Document, FieldError, Fields, Kind, Register, Value, Writers, contested, node, proposal,
         register::{Edit, Entropy},
         site, task, workflow,
     },
@@ -192,6 +192,10 @@ fn decide(edit: &mut Edit<'_>, kind: Kind) {
                 needs_approval: false,
             };
             edit.set(&workflow::version(9), &version, "")
+        }
+        Kind::Proposal => {
+            let outcome = proposal::Outcome { applied: false, reason: "seen".into() };
+            edit.set(&proposal::outcome(), &outcome, "")
         }
     };
 }
