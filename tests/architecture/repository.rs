@@ -47,8 +47,8 @@ fn foreign_words(File { path, content }: &File) -> Vec<String> {
     let mut violations = Vec::new();
     for (at, line) in content.split(|byte| *byte == b'\n').enumerate() {
         for (word, because) in FOREIGN_WORDS {
-            // The `source` lines of the lock file are cargo's own.
-            if contains(line, word) && !(path == "Cargo.lock" && line.starts_with(b"source = ")) {
+            // The `source` lines of lock files are cargo's own.
+            if contains(line, word) && !(path.ends_with("Cargo.lock") && line.starts_with(b"source = ")) {
                 violations.push(format!("{path}:{}: `{word}`: {because}", at + 1));
             }
         }

@@ -15,9 +15,13 @@ mod snapshots;
 mod journal;
 mod sessions;
 
-use std::{env, sync::OnceLock};
+use std::{env, fs, io, path::Path, sync::OnceLock};
 
-use harness::corpus::Corpus;
+use harness::{
+    corpus::{Corpus, History},
+    mutant::chunk,
+};
+use sync::wire::frame;
 
 /// Seed of the fleet whose bytes are mutated.
 const FLEET: u64 = 3;
@@ -64,4 +68,55 @@ fn the_corpus_holds_every_sort_of_message_and_document() {
     // No command makes a group yet.
     assert_eq!(kinds.into_iter().collect::<Vec<_>>(), ["node", "site", "task", "workflow"]);
     assert!(corpus.histories.iter().any(|it| it.states.iter().any(|state| state.heads().len() > 1)));
+    if let Ok(folder) = env::var("HOLDFAST_FUZZ_CORPUS") {
+        write_corpus(corpus, Path::new(&folder)).expect("the corpus is written");
+    }
+}
+
+/// Writes the honest bytes as inputs of `targets`, where a coverage-guided fuzzer begins.
+fn write_corpus(corpus: &Corpus, folder: &Path) -> io::Result<()> {
+    let write = |target: &str, number: usize, bytes: &[u8]| {
+        let folder = folder.join(target);
+        fs::create_dir_all(&folder)?;
+        fs::write(folder.join(format!("{number:04}")), bytes)
+    };
+    let about = |history: &History| [&[history.kind.number() - 1][..], history.id.as_bytes()].concat();
+    for (number, history) in corpus.histories.iter().enumerate() {
+        let bodies = history.changes.iter().filter_map(|change| chunk::split(&change.bytes));
+        let bodies: Vec<&[u8]> = bodies.map(|(_, body)| body).collect();
+        write("change", number, &[about(history), parts(&bodies)].concat())?;
+        for (at, state) in history.states.iter().enumerate().step_by(3) {
+            let snapshot = state.snapshot();
+            let (_, body) = chunk::split(&snapshot).expect("a chunk");
+            write("snapshot", number * 100 + at, &[&about(history)[..], body].concat())?;
+        }
+    }
+    for (number, chain) in corpus.chains.iter().enumerate() {
+        for (at, entries) in chain.entries.chunks(8).enumerate() {
+            let entries: Vec<&[u8]> = entries.iter().map(Vec::as_slice).collect();
+            write("entry", number * 100 + at, &parts(&entries))?;
+        }
+    }
+    for (number, (_, bytes)) in corpus.frames.iter().enumerate() {
+        write("frame", number, bytes)?;
+        let message = sync::wire::decode(bytes).expect("an honest frame");
+        let plain = frame::encode_plain(&message);
+        if plain.len() < 1 << 16 && harness::corpus::number_of(&message) < 2 {
+            // Central is greeted with Hello, a site with HelloOk.
+            let first = u8::from(harness::corpus::number_of(&message) == 1);
+            write("hello", number, &[&[first], &parts(&[&plain[1..]])[..]].concat())?;
+        }
+    }
+    Ok(())
+}
+
+/// Parts of an input, each behind its length in two bytes, little end first.
+fn parts(parts: &[&[u8]]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for part in parts {
+        let length = u16::try_from(part.len()).expect("a short part");
+        bytes.extend(length.to_le_bytes());
+        bytes.extend(*part);
+    }
+    bytes
 }
