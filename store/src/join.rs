@@ -14,7 +14,8 @@ use sync::{
     engine::reconcile::{Element, element},
     id::{DocumentId, Incarnation, Origin},
     journal::{Event, Mark, Stream, chain},
-    wire::{Holding, Holdings, Item, StreamHead},
+    policy::Reason,
+    wire::{Fingerprint, Holding, Holdings, Item, StreamHead},
 };
 
 use crate::{
@@ -72,13 +73,26 @@ impl Tx<'_> {
 
     /// Puts into the log for `peer` what it lacks, and keeps that both have a common log from here on.
     /// Central returns what it holds itself.
+    ///
+    /// A site of whose present life central has an entry that is not here went back in time, although no
+    /// position showed it: central began another log meanwhile. Another life begins, and nothing is joined.
     pub(crate) fn join(
         &mut self,
         peer: Origin,
         life: Incarnation,
         theirs: &Holdings,
-    ) -> Result<(u64, Holdings), StoreError> {
+    ) -> Result<Join, StoreError> {
         let mut ours = Holdings::default();
+        let stream = our_stream(self.state.origin, peer);
+        let present = theirs.streams.iter().find(|head| head.incarnation == self.state.incarnation);
+        if let (Origin::Site(_), Some(head)) = (self.state.origin, present)
+            && !self.has_entry(stream, head)?
+        {
+            let reason = "central has journal entries that this database wrote and does not hold: it went back \
+                          in time";
+            self.begin_life(&Reason::new(reason))?;
+            return Ok(Join::Forked(reason.into()));
+        }
         let known: BTreeSet<[u8; 32]> = theirs.entries.iter().map(|hash| **hash).collect();
         if self.state.origin == Origin::Central {
             for holding in &theirs.documents {
@@ -99,6 +113,8 @@ impl Tx<'_> {
                 }
             }
         }
+        // What was recorded since the logs began anew follows what is told now, in the journal's own order.
+        self.take_entries_off(peer)?;
         // Before the orders that it is about.
         self.tell_recovering(peer)?;
         let mut changes = 0;
@@ -130,7 +146,39 @@ impl Tx<'_> {
         self.sql
             .prepare_cached("UPDATE peers SET life = ?2, anew = 0, settled = ?3 WHERE peer = ?1")?
             .execute(params![peer.to_string(), life.as_bytes(), signed(end)])?;
-        Ok((end, ours))
+        Ok(Join::Joined(end, ours))
+    }
+
+    /// Makes our log for `peer`, of which nothing was said yet, once more without journal entries.
+    fn take_entries_off(&mut self, peer: Origin) -> Result<(), StoreError> {
+        let mut rows: Vec<(Row, Fingerprint)> = Vec::new();
+        let mut before = Fingerprint::default();
+        {
+            let mut statement = self.sql.prepare_cached(
+                "SELECT change, entry, note, changes, sum FROM log WHERE peer = ?1 ORDER BY position",
+            )?;
+            let mut found = statement.query([peer.to_string()])?;
+            while let Some(row) = found.next()? {
+                let at = Fingerprint {
+                    changes: row.get::<_, i64>(3)?.cast_unsigned(),
+                    sum: u128::from_be_bytes(row.get(4)?),
+                    heads: None,
+                };
+                let adds = Fingerprint {
+                    changes: at.changes.wrapping_sub(before.changes),
+                    sum: at.sum.wrapping_sub(before.sum),
+                    heads: None,
+                };
+                before = at;
+                match (row.get(0)?, row.get::<_, Option<i64>>(1)?) {
+                    (Some(change), _) => rows.push((Row::Change(change), adds)),
+                    (None, Some(_)) => {}
+                    (None, None) => rows.push((Row::Note(row.get(2)?), adds)),
+                }
+            }
+        }
+        self.sql.prepare_cached("DELETE FROM log WHERE peer = ?1")?.execute([peer.to_string()])?;
+        rows.into_iter().try_for_each(|(row, adds)| self.tell_with(peer, row, adds))
     }
 
     /// The heads of one document, by what its changes say and not by what was noted of them.
@@ -341,6 +389,14 @@ impl Tx<'_> {
         let Some(event) = found.event else { return Ok(None) };
         self.append_as(stream, found.at, &found.by, found.policy_epoch, event).map(Some)
     }
+}
+
+/// What became of a join.
+pub(crate) enum Join {
+    /// Both have a common log: its end, and what central holds.
+    Joined(u64, Holdings),
+    /// What central holds showed that our database went back in time: another life of it has begun.
+    Forked(String),
 }
 
 /// The stream that we write and `peer` reads.

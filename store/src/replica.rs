@@ -10,7 +10,7 @@ use sync::{
     wire::message::refuse,
 };
 
-use crate::{Given, Store, StoreError, Tx, life, log, peers::Ingest};
+use crate::{Given, Store, StoreError, Tx, join::Join, life, log, peers::Ingest};
 
 impl Store {
     /// Does what `output` asks of the replica and hands the answer, if there is one, to `reply`.
@@ -100,10 +100,10 @@ fn perform(tx: &mut Tx<'_>, output: Output) -> Result<Option<Input>, StoreError>
         Output::Hold { connection, peer, documents } => {
             Some(Input::Held { connection, holdings: tx.hold(peer, &documents)? })
         }
-        Output::Join { connection, peer, life, holdings } => {
-            let (end, holdings) = tx.join(peer, life, &holdings)?;
-            Some(Input::Joined { connection, end, holdings })
-        }
+        Output::Join { connection, peer, life, holdings } => match tx.join(peer, life, &holdings)? {
+            Join::Joined(end, holdings) => Some(Input::Joined { connection, end, holdings }),
+            Join::Forked(reason) => Some(Input::IngestFailed { connection, reason }),
+        },
         Output::Forked { peer, reason, life_ends } => {
             if life_ends {
                 tx.begin_life(&Reason::new(reason))?;

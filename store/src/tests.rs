@@ -434,6 +434,28 @@ impl Fleet {
 }
 
 #[test]
+fn h6_a_host_that_makes_up_addresses_becomes_no_more_than_so_many_machines() {
+    use crate::command::boot::MAX_UNREGISTERED;
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path(), Origin::Site(SiteId([1; 16])), 1).unwrap();
+    let mut known = Vec::new();
+    for index in 0..MAX_UNREGISTERED + 4 {
+        let [.., high, low] = index.to_be_bytes();
+        let answered = Answered {
+            mac: MacAddr([0x0e, 0x66, 0, 0, high, low]),
+            answer: "hold page".into(),
+            reason: "the machine was unknown and is adopted by this site".into(),
+            adopt: true,
+            booting: None,
+            local_disk: false,
+        };
+        known.extend(store.run(given(2), move |tx| answered_boot(tx, &answered)).unwrap());
+    }
+    let nodes = store.read(|view| view.count_nodes(None)).unwrap();
+    assert_eq!((known.len() as i64, nodes as i64), (MAX_UNREGISTERED, MAX_UNREGISTERED));
+}
+
+#[test]
 fn p9_a_site_that_only_saw_a_machine_keeps_its_place_in_the_directory_and_not_its_document() {
     let mut fleet = Fleet::new();
     let (lyon, bern) = (fleet.sites[0].clone(), fleet.sites[1].clone());

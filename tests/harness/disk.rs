@@ -56,6 +56,22 @@ pub fn restore(copy: &Path, folder: &Path) -> io::Result<()> {
     save(copy, folder)
 }
 
+/// Puts the database of a copy back and leaves what lies beside it, as people do by hand. The replica must
+/// not be running.
+///
+/// # Errors
+/// What the disk says.
+pub fn restore_database(copy: &Path, folder: &Path) -> io::Result<()> {
+    remove(&folder.join(SHARED_MEMORY))?;
+    for name in &FILES[..2] {
+        remove(&folder.join(name))?;
+        if copy.join(name).exists() {
+            fs::copy(copy.join(name), folder.join(name))?;
+        }
+    }
+    Ok(())
+}
+
 /// Length of the write-ahead log of the replica in `folder`.
 pub fn tail(folder: &Path) -> u64 {
     fs::metadata(folder.join("holdfast.db-wal")).map_or(0, |file| file.len())

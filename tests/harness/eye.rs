@@ -200,18 +200,48 @@ impl Eye {
         Ok(found.unwrap_or_default())
     }
 
-    /// Hashes of the changes and journal entries in the log for a peer, in `(after, up_to]`, in order.
-    pub fn told(&self, peer: Origin, after: u64, up_to: u64) -> Result<Vec<[u8; 32]>> {
-        self.column(
-            "SELECT ifnull(changes.hash, journal.hash) FROM log
+    /// Changes and journal entries in the log for a peer, in `(after, up_to]`, in order: the hash, and the
+    /// document of a change.
+    pub fn told(&self, peer: Origin, after: u64, up_to: u64) -> Result<Vec<([u8; 32], Option<DocumentId>)>> {
+        let mut statement = self.sql.prepare_cached(
+            "SELECT ifnull(changes.hash, journal.hash), documents.id FROM log
              LEFT JOIN changes ON changes.change = log.change LEFT JOIN journal ON journal.entry = log.entry
-             WHERE peer = ?1 AND position > ?2 AND position <= ?3 ORDER BY position",
+             LEFT JOIN documents ON documents.doc = changes.doc
+             WHERE peer = ?1 AND position > ?2 AND position <= ?3
+                 AND (changes.hash IS NOT NULL OR journal.hash IS NOT NULL) ORDER BY position",
+        )?;
+        let rows = statement.query_map(
             params![
                 peer.to_string(),
                 i64::try_from(after).unwrap_or(i64::MAX),
                 i64::try_from(up_to).unwrap_or(i64::MAX)
             ],
-        )
+            |row| Ok((row.get(0)?, row.get::<_, Option<[u8; 16]>>(1)?.map(DocumentId))),
+        )?;
+        rows.collect()
+    }
+
+    /// Changes after a row, in order: their hashes, and whether this replica wrote them itself.
+    pub fn changes_after(&self, row: i64) -> Result<Vec<([u8; 32], bool)>> {
+        let mut statement = self
+            .sql
+            .prepare_cached("SELECT hash, source IS NULL FROM changes WHERE change > ?1 ORDER BY change")?;
+        let rows = statement.query_map([row], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        rows.collect()
+    }
+
+    /// Whether a change with this hash was set aside.
+    pub fn has_set_aside(&self, hash: &[u8; 32]) -> Result<bool> {
+        Ok(self.number("SELECT EXISTS (SELECT 1 FROM quarantine WHERE hash = ?1)", [hash])? != 0)
+    }
+
+    /// What was set aside after a row: the row, who delivered it, and why.
+    pub fn set_aside_after(&self, row: i64) -> Result<Vec<(i64, String, String)>> {
+        let mut statement = self
+            .sql
+            .prepare_cached("SELECT item, peer, reason FROM quarantine WHERE item > ?1 ORDER BY item")?;
+        let rows = statement.query_map([row], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+        rows.collect()
     }
 
     /// Whether a change or journal entry with this hash is here: taken over, or waiting for what it

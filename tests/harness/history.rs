@@ -7,7 +7,7 @@ use sync::time::Timestamp;
 /// Lines that are kept; older ones are forgotten.
 const KEPT: usize = 20_000;
 
-/// Lines that are printed.
+/// Lines that are printed, unless `HOLDFAST_HISTORY` says another number.
 const SHOWN: usize = 120;
 
 /// A shared record: whoever holds a clone can still read it when the world is gone in a panic.
@@ -31,7 +31,8 @@ impl fmt::Display for History {
     /// The newest lines, oldest first: true time, who, what.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let lines = self.lines.borrow();
-        let hidden = lines.len().saturating_sub(SHOWN);
+        let shown = std::env::var("HOLDFAST_HISTORY").ok().and_then(|number| number.parse().ok());
+        let hidden = lines.len().saturating_sub(shown.unwrap_or(SHOWN));
         if hidden > 0 {
             writeln!(f, "({hidden} earlier lines are not shown)")?;
         }

@@ -47,6 +47,10 @@ const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
 const RESEND: Duration = Duration::from_millis(200);
 const RESEND_MAX: Duration = Duration::from_secs(3);
 
+/// So often something happens in a time that passes, and a little oftener where it is long, before the world
+/// is taken for broken.
+const MAX_TURNS: u64 = 20_000;
+
 /// How a replica ends without saying so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
@@ -60,6 +64,12 @@ pub enum Ending {
 
 /// Answers in place of a store: what a planted bug does. [`answer`] is what it is in the place of.
 pub type Between = Box<dyn FnMut(&mut Random, Origin, &Store, Given, Output) -> Option<Input>>;
+
+/// Looks at what a store is about to be asked: what a check does.
+pub type Watch = Box<dyn FnMut(&mut World, Origin, &Output)>;
+
+/// Puts another frame in the place of one that a replica sends: what a hostile site does.
+pub type Meddle = Box<dyn FnMut(&mut World, Origin, Vec<u8>) -> Vec<u8>>;
 
 /// One replica: what a program would be, without its doors.
 pub struct Replica {
@@ -140,6 +150,10 @@ pub struct World {
     pub between: Option<Between>,
     /// Copies of every frame with who sent it, as long as somebody wants them.
     pub heard: Option<Vec<(Origin, Vec<u8>)>>,
+    /// Sees what stores are asked.
+    pub watch: Option<Watch>,
+    /// Has its hands on what is sent.
+    pub meddle: Option<Meddle>,
     /// Frames that were sent.
     pub frames: u64,
     /// Bytes of them.
@@ -173,6 +187,8 @@ impl World {
             counts: BTreeMap::new(),
             between: None,
             heard: None,
+            watch: None,
+            meddle: None,
             frames: 0,
             bytes: 0,
             heartbeat,
@@ -235,6 +251,16 @@ impl World {
     /// A replica.
     pub fn replica(&self, origin: Origin) -> &Replica {
         &self.replicas[&origin]
+    }
+
+    /// All replicas, central first.
+    pub fn origins(&self) -> Vec<Origin> {
+        self.replicas.keys().copied().collect()
+    }
+
+    /// All sites.
+    pub fn sites(&self) -> Vec<SiteId> {
+        self.links.keys().copied().collect()
     }
 
     /// Whether a replica runs.
@@ -374,6 +400,11 @@ impl World {
         self.replica_mut(origin).ending = Some((answers, ending));
     }
 
+    /// Forgets an end that was planned.
+    pub fn keep_running(&mut self, origin: Origin) {
+        self.replica_mut(origin).ending = None;
+    }
+
     fn end_at(&mut self, origin: Origin, ending: Ending, tail_before: u64) {
         let (folder, copy) = (self.path(origin), self.backup_path("killed"));
         let replica = self.replica_mut(origin);
@@ -493,8 +524,11 @@ impl World {
     pub fn pass(&mut self, duration: Duration) {
         let until = self.now + duration;
         let mut standing_still = 0;
+        let mut turns = 0;
         loop {
             self.settle();
+            turns += 1;
+            assert!(turns < MAX_TURNS + 20 * duration.as_secs(), "the engines talk without end");
             let timeouts = self
                 .replicas
                 .values()
@@ -597,6 +631,7 @@ impl World {
 
     /// Performs everything that the engines want done now.
     fn settle(&mut self) {
+        let mut turns = 0;
         loop {
             let mut busy = false;
             let origins: Vec<Origin> = self.replicas.keys().copied().collect();
@@ -608,6 +643,8 @@ impl World {
                     .and_then(|replica| replica.engine.poll())
                 {
                     busy = true;
+                    turns += 1;
+                    assert!(turns < MAX_TURNS, "an engine asks for the same again and again: {output:?}");
                     self.perform(origin, output);
                 }
             }
@@ -629,6 +666,10 @@ impl World {
     /// Lets the store do what the engine wants, and hands the answer back unless the replica ends before.
     fn ask(&mut self, origin: Origin, output: Output) {
         self.note(origin, &output);
+        if let Some(mut watch) = self.watch.take() {
+            watch(self, origin, &output);
+            self.watch = Some(watch);
+        }
         let given = self.given(origin, "sync");
         let heard = match &output {
             Output::Up { peer: Origin::Central, clock }
@@ -636,7 +677,7 @@ impl World {
             _ => None,
         };
         let ending = self.ending_now(origin);
-        let before = disk::tail(&self.path(origin));
+        let before = ending.map_or(0, |_| disk::tail(&self.path(origin)));
         let store = self.store(origin).clone();
         let answered = match &mut self.between {
             Some(between) => between(&mut self.random, origin, &store, given, output),
@@ -718,6 +759,10 @@ impl World {
             self.count(what);
             self.tell(origin, format!("sends {what}"));
             bytes = worse;
+        }
+        if let Some(mut meddle) = self.meddle.take() {
+            bytes = meddle(self, origin, bytes);
+            self.meddle = Some(meddle);
         }
         if let Some(heard) = &mut self.heard {
             heard.push((origin, bytes.clone()));

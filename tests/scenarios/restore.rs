@@ -161,6 +161,107 @@ fn h5_p15_a_site_that_was_rolled_back_without_being_told_is_found_out() {
     check_site(Back::Everything, 8);
 }
 
+#[test]
+fn h5_p15_a_rolled_back_site_that_writes_the_same_document_again_keeps_both() {
+    let mut world = World::new(12);
+    let lyon = world.add_site("lyon");
+    let site = Origin::Site(lyon);
+    let node = world
+        .run(Origin::Central, "ann", move |tx| {
+            node::create(tx, MacAddr([0x52, 0x54, 0, 0, 1, 1]), lyon, "pos-1")
+        })
+        .unwrap();
+    let agrees = |world: &World| world.in_agreement(lyon);
+    world.until("both agree", MINUTE, agrees);
+    let tag = |world: &mut World, key: &str| {
+        let edit = NodeEdit { tags: [(key.to_string(), Some("set".into()))].into(), ..NodeEdit::default() };
+        world.run(site, "bob", move |tx| node::edit(tx, node, &edit)).unwrap();
+    };
+    keep(&mut world, site);
+    tag(&mut world, "told");
+    world.until("central has it", MINUTE, agrees);
+    world.set_link(lyon, false);
+    restore(&mut world, site, Back::Everything);
+    // The same actor, the same number, another change; and one that follows it.
+    tag(&mut world, "since");
+    tag(&mut world, "later");
+    world.set_link(lyon, true);
+    world.until("both agree again", MINUTE * 30, agrees);
+    let tags = |origin: Origin| {
+        let row = world.store(origin).read(|view| view.node(node)).unwrap().unwrap();
+        row.tags.into_keys().collect::<Vec<_>>()
+    };
+    assert_eq!(tags(Origin::Central), ["later", "since", "told"]);
+    assert_eq!(tags(Origin::Central), tags(site));
+}
+
+#[test]
+fn p15_what_a_restored_central_records_before_its_sites_return_follows_what_they_lack() {
+    let mut world = World::new(13);
+    let lyon = world.add_site("lyon");
+    let agrees = |world: &World| world.in_agreement(lyon);
+    let create = |world: &mut World, last: u8| {
+        let mac = MacAddr([0x52, 0x54, 0, 0, 1, last]);
+        world.run(Origin::Central, "ann", move |tx| node::create(tx, mac, lyon, "")).unwrap()
+    };
+    world.until("both agree", MINUTE, agrees);
+    // Told to nobody yet when the copy is made.
+    world.set_link(lyon, false);
+    create(&mut world, 1);
+    keep(&mut world, Origin::Central);
+    restore(&mut world, Origin::Central, Back::Database);
+    create(&mut world, 2);
+    world.set_link(lyon, true);
+    world.until("both agree again", MINUTE * 3, agrees);
+    assert_eq!(machines(&world, Origin::Central), machines(&world, Origin::Site(lyon)));
+}
+
+#[test]
+fn h5_p15_a_site_that_was_rolled_back_while_central_was_restored_begins_another_life() {
+    let mut world = World::new(14);
+    let lyon = world.add_site("lyon");
+    let site = Origin::Site(lyon);
+    let agrees = |world: &World| world.in_agreement(lyon);
+    world.until("both agree", MINUTE, agrees);
+    keep(&mut world, Origin::Central);
+    keep(&mut world, site);
+    world.until("both agree", MINUTE * 2, agrees);
+    // Known machines boot: the journal grows, and no document.
+    let boot = |world: &mut World, last: u8| {
+        let answered = Answered {
+            mac: MacAddr([0x52, 0x54, 0, 0, 0, last]),
+            answer: "hold page".into(),
+            reason: "the machine is unknown here".into(),
+            adopt: false,
+            booting: None,
+            local_disk: false,
+        };
+        world.run(site, "boot", move |tx| boot::answered(tx, &answered)).unwrap();
+    };
+    boot(&mut world, 1);
+    boot(&mut world, 2);
+    world.until("central has it", MINUTE, agrees);
+    let before = world.store(site).incarnation();
+    world.set_link(lyon, false);
+    restore(&mut world, Origin::Central, Back::Database);
+    world.set_link(lyon, true);
+    world.until("both agree after the restore", MINUTE * 3, agrees);
+    world.set_link(lyon, false);
+    restore(&mut world, site, Back::Everything);
+    boot(&mut world, 3);
+    world.set_link(lyon, true);
+    world.until("both agree again", MINUTE * 3, agrees);
+    assert_ne!(world.store(site).incarnation(), before);
+    let filter = JournalFilter { site: Some(lyon), ..JournalFilter::default() };
+    let rows = world.store(Origin::Central).read(|view| view.journal(&filter)).unwrap();
+    let boots =
+        rows.iter().filter(|row| matches!(&row.event, Some(sync::journal::Event::BootAnswered { .. })));
+    let mut seen: Vec<String> = boots.map(|row| format!("{:?}", row.event)).collect();
+    seen.sort();
+    seen.dedup();
+    assert_eq!(seen.len(), 3, "{seen:#?}");
+}
+
 /// Why a replica follows no orders, if so.
 fn suspended(world: &World, origin: Origin) -> Option<String> {
     world.store(origin).read(|view| view.suspended()).expect("the store reads")

@@ -15,6 +15,10 @@ use crate::{StoreError, Tx, log::signed};
 /// the journal nor the disk.
 pub const MAX_CANDIDATES: i64 = 256;
 
+/// Machines that a site makes nodes because they booted, and that never registered, at most: booting proves
+/// no more than an address.
+pub const MAX_UNREGISTERED: i64 = 256;
+
 /// A boot answer, in words, with what follows from it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answered {
@@ -38,7 +42,11 @@ pub struct Answered {
 pub fn answered(tx: &mut Tx<'_>, it: &Answered) -> Result<Option<NodeId>, StoreError> {
     let mut known = tx.view().node_by_mac(it.mac)?;
     // The settings may have changed since the answer was decided.
-    if known.is_none() && it.adopt && verdict(tx, Action::Adopt)? == Verdict::Allow {
+    if known.is_none()
+        && it.adopt
+        && verdict(tx, Action::Adopt)? == Verdict::Allow
+        && unregistered(tx)? < MAX_UNREGISTERED
+    {
         adopt(tx, it.mac)?;
         known = tx.view().node_by_mac(it.mac)?;
     }
@@ -86,6 +94,17 @@ pub fn answered(tx: &mut Tx<'_>, it: &Answered) -> Result<Option<NodeId>, StoreE
         set_state(tx, node.id, node.state, &state, false)?;
     }
     Ok(Some(node.id))
+}
+
+/// Machines that were seen booting and never said what they are.
+fn unregistered(tx: &Tx<'_>) -> Result<i64, StoreError> {
+    Ok(tx
+        .sql
+        .prepare_cached(
+            "SELECT count(*) FROM view_nodes WHERE json_extract(body, '$.evidence') = '{}'
+             AND json_array_length(body, '$.observed_by') > 0",
+        )?
+        .query_row([], |row| row.get(0))?)
 }
 
 /// Makes an unknown machine a node. Central gives it this site as its home when it hears of it.

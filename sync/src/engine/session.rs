@@ -108,7 +108,7 @@ pub(super) struct Session {
     life: Option<Incarnation>,
     own_life: Incarnation,
     joining: Joining,
-    /// Both have joined in this session: doing so again would not help.
+    /// Both have joined in this session and have not compared since: doing so again at once would not help.
     joined: bool,
     peer_clock: Option<Timestamp>,
 }
@@ -515,9 +515,11 @@ impl Session {
         }
     }
 
-    /// Both hold something else at the same positions: a site joins anew, once per session.
+    /// Both hold something else at the same positions: a site joins anew. Where both have just joined, what
+    /// they said since may still have to be answered, for example by a reset: then not before the next
+    /// comparison.
     fn differ(&mut self, outputs: &mut VecDeque<Output>) -> bool {
-        if self.joined {
+        if std::mem::take(&mut self.joined) {
             return false;
         }
         let reason = "central and this site hold something else; both find out what each lacks";
