@@ -254,8 +254,7 @@ fn h5_p15_a_site_that_was_rolled_back_while_central_was_restored_begins_another_
     assert_ne!(world.store(site).incarnation(), before);
     let filter = JournalFilter { site: Some(lyon), ..JournalFilter::default() };
     let rows = world.store(Origin::Central).read(|view| view.journal(&filter)).unwrap();
-    let boots =
-        rows.iter().filter(|row| matches!(&row.event, Some(sync::journal::Event::BootAnswered { .. })));
+    let boots = rows.iter().filter(|row| matches!(&row.event, Some(Event::BootAnswered { .. })));
     let mut seen: Vec<String> = boots.map(|row| format!("{:?}", row.event)).collect();
     seen.sort();
     seen.dedup();
