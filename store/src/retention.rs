@@ -143,6 +143,10 @@ impl Tx<'_> {
         let Origin::Site(site) = self.state.origin else { return Ok(0) };
         // Our own clock may run years ahead; what central confirmed has come.
         let now = self.view().central_time()?;
+        if now == Timestamp::default() {
+            // Central was never heard: there is nothing that both have.
+            return Ok(0);
+        }
         let noted: Option<i64> =
             self.sql.prepare_cached("SELECT max(at) FROM journal_days")?.query_row([], |row| row.get(0))?;
         if noted.is_none_or(|at| now.since(Timestamp(at.unsigned_abs())) >= NOTED) {
