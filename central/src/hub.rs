@@ -43,7 +43,7 @@ use crate::{
     event_loop::Edge,
     evidence::Word,
     failure::chain,
-    sessions::Sessions,
+    sessions::{Sessions, Waiting},
 };
 
 /// Who the journal names for what central does by itself.
@@ -110,10 +110,20 @@ pub(crate) struct Replica {
     pub(crate) tasks: TaskTracker,
     /// What is to be signed and verified.
     pub(crate) words: mpsc::UnboundedSender<Word>,
+    pub(crate) sessions: Sessions,
 }
 
 impl Host for Replica {
     fn perform(&mut self, output: Output, feed: &Feed) {
+        match &output {
+            Output::Busy { peer: Origin::Site(site), until, reason } => {
+                tracing::warn!(%site, %until, reason, "asked to wait");
+                let waiting = Waiting { until: *until, why: reason.clone() };
+                self.sessions.note_waiting(*site, Some(waiting));
+            }
+            Output::Ingest { peer: Origin::Site(site), .. } => self.sessions.note_waiting(*site, None),
+            _ => {}
+        }
         let feed = feed.clone();
         // Nobody listens any more when central ends; then nothing is signed either.
         let (words, mut after) = (self.words.clone(), None);

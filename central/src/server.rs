@@ -98,9 +98,15 @@ impl Server {
         let (words, told) = mpsc::unbounded_channel();
         let notary = Notary { store: store.clone(), seat: seat.clone(), edge: edge.clone() };
         tasks.spawn(stopping.clone().run_until_cancelled_owned(evidence::run(notary, told)));
-        let replica = Replica { store: store.clone(), edge: edge.clone(), tasks: tasks.clone(), words };
-        tasks.spawn(driver::run_central(engine, sessions, feed, replica));
         let live = Sessions::default();
+        let replica = Replica {
+            store: store.clone(),
+            edge: edge.clone(),
+            tasks: tasks.clone(),
+            words,
+            sessions: live.clone(),
+        };
+        tasks.spawn(driver::run_central(engine, sessions, feed, replica));
         let registrar = Registrar::new(store.clone(), seat.clone(), edge.clone(), live.clone());
         let registrar = Arc::new(registrar);
         tasks.spawn(hub::accept(Arc::clone(&listener), registrar, sender, tasks.clone()));

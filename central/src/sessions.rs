@@ -1,4 +1,5 @@
-//! Which sites are connected now, so that a revocation finds them and operators see over what.
+//! Which sites are connected now, so that a revocation finds them and operators see over what, and which of them
+//! are asked to wait.
 //!
 //! Deliberately absent: what is said in a session, which the engine knows, and when a site was last heard,
 //! which the store keeps.
@@ -8,6 +9,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use serde::Serialize;
 use sync::{
     id::SiteId,
     quic::{CloseCode, Connection, Transport},
@@ -23,6 +25,16 @@ struct Live {
     next: u64,
     /// By site, and in the order in which they came.
     connections: BTreeMap<(SiteId, u64), Listed>,
+    waiting: BTreeMap<SiteId, Waiting>,
+}
+
+/// That central takes nothing of a site for the time being.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Waiting {
+    /// When the site goes on.
+    pub(crate) until: Timestamp,
+    /// Why it waits.
+    pub(crate) why: String,
 }
 
 struct Listed {
@@ -51,7 +63,11 @@ impl Sessions {
         let (sessions, connection) = (self.clone(), connection.clone());
         tokio::spawn(async move {
             connection.closed().await;
-            sessions.live().connections.remove(&key);
+            let mut live = sessions.live();
+            live.connections.remove(&key);
+            if live.connections.range((site, 0)..=(site, u64::MAX)).next().is_none() {
+                live.waiting.remove(&site);
+            }
         });
         count
     }
@@ -71,6 +87,20 @@ impl Sessions {
             let is_open = connection.close_reason().is_none();
             session_since.filter(|_| is_open).map(|since| (connection.transport(), since))
         })
+    }
+
+    /// Notes that a site was asked to wait, or with `None` that something of it is taken again.
+    pub(crate) fn note_waiting(&self, site: SiteId, waiting: Option<Waiting>) {
+        let mut live = self.live();
+        match waiting {
+            Some(waiting) => drop(live.waiting.insert(site, waiting)),
+            None => drop(live.waiting.remove(&site)),
+        }
+    }
+
+    /// That a site was asked to wait, if it was and nothing of it was taken since.
+    pub(crate) fn waiting(&self, site: SiteId) -> Option<Waiting> {
+        self.live().waiting.get(&site).cloned()
     }
 
     fn live(&self) -> MutexGuard<'_, Live> {

@@ -41,12 +41,21 @@ pub struct Link {
     pub since: Option<Timestamp>,
     /// Why there is no session, as far as it is known.
     pub last_end: Option<String>,
+    /// That central is busy: when this site goes on, and why it waits.
+    pub busy: Option<(Timestamp, String)>,
 }
 
 impl Default for Link {
     /// Before the first session.
     fn default() -> Self {
-        Link { state: LinkState::Offline, up: false, connection: None, since: None, last_end: None }
+        Link {
+            state: LinkState::Offline,
+            up: false,
+            connection: None,
+            since: None,
+            last_end: None,
+            busy: None,
+        }
     }
 }
 
@@ -158,13 +167,23 @@ impl Host for SiteHost {
                 info!("session with central established");
                 self.agent.link.send_modify(|link| {
                     link.up = true;
+                    link.busy = None;
                     link.last_end = None;
                 });
+            }
+            Output::Busy { until, reason, .. } => {
+                warn!(%until, %reason, "central is busy");
+                self.agent.link.send_modify(|link| link.busy = Some((*until, reason.clone())));
+            }
+            // Something of ours was taken.
+            Output::Acknowledged { .. } => {
+                self.agent.link.send_if_modified(|link| link.busy.take().is_some());
             }
             Output::Down { reason, .. } => {
                 info!(%reason, "session with central has ended");
                 self.agent.link.send_modify(|link| {
                     link.up = false;
+                    link.busy = None;
                     link.last_end = Some(reason.clone());
                 });
             }
@@ -193,6 +212,7 @@ impl Host for SiteHost {
             link.connection = connection.cloned();
             link.since = connection.map(|_| now);
             link.up &= connection.is_some();
+            link.busy = link.busy.take().filter(|_| connection.is_some());
         });
     }
 

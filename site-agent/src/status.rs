@@ -101,6 +101,10 @@ pub struct Link {
     pub refused: Option<String>,
     /// Why the last session of this run ended.
     pub last_end: Option<String>,
+    /// When this site asks central again, which is busy.
+    pub busy_until: Option<Timestamp>,
+    /// Why central is busy.
+    pub busy: Option<String>,
 }
 
 /// A machine that may boot.
@@ -217,6 +221,8 @@ pub(crate) fn of(
             compared_at: peer.compared_at,
             refused: peer.refused,
             last_end: link.last_end.clone(),
+            busy_until: link.busy.as_ref().map(|(until, _)| *until),
+            busy: link.busy.as_ref().map(|(_, why)| why.clone()),
         },
         data_as_of: peer.clock,
         certificate: agent.certificate.borrow().clone(),
@@ -280,6 +286,9 @@ impl fmt::Display for Status {
             self.link.refused.as_ref().or(self.link.last_end.as_ref()).filter(|_| !self.link.session);
         if let Some(why) = trouble {
             writeln!(f, "            {why}")?;
+        }
+        if let (Some(until), Some(why)) = (self.link.busy_until, &self.link.busy) {
+            writeln!(f, "            central is busy, this site asks again at {until}: {why}")?;
         }
         if let Some(certificate) = &self.certificate {
             writeln!(

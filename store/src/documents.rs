@@ -33,7 +33,7 @@ impl Tx<'_> {
         id: DocumentId,
         edit: impl FnOnce(&mut Edit<'_>),
     ) -> Result<(), StoreError> {
-        let doc = self.ensure(kind, id)?;
+        let doc = self.ensure(kind, id, None)?;
         self.open(doc, kind, id)?;
         let mut author = self.author()?.clone();
         let incarnation = author.incarnation;
@@ -74,7 +74,7 @@ impl Tx<'_> {
         peer: Origin,
         upto: u64,
     ) -> Result<Admitted, StoreError> {
-        let doc = self.ensure(kind, id)?;
+        let doc = self.ensure(kind, id, Some(peer))?;
         if self.kind_of(doc)? != kind {
             for bytes in batch {
                 self.quarantine(kind, id, peer, bytes, false, "the document is of another kind")?;
@@ -191,14 +191,19 @@ impl Tx<'_> {
     }
 
     /// Finds the row of a document, or makes it.
-    fn ensure(&mut self, kind: Kind, id: DocumentId) -> Result<i64, StoreError> {
+    fn ensure(&mut self, kind: Kind, id: DocumentId, source: Option<Origin>) -> Result<i64, StoreError> {
         if let Some(doc) = self.find(id)? {
             return Ok(doc);
         }
         let document = Document::new(kind, id);
         self.sql
-            .prepare_cached("INSERT INTO documents (id, kind, heads) VALUES (?1, ?2, ?3)")?
-            .execute(params![id.as_bytes(), kind.number(), joined(&document.heads())])?;
+            .prepare_cached("INSERT INTO documents (id, kind, heads, source) VALUES (?1, ?2, ?3, ?4)")?
+            .execute(params![
+            id.as_bytes(),
+            kind.number(),
+            joined(&document.heads()),
+            source.map(|peer| peer.to_string())
+        ])?;
         let doc = self.sql.last_insert_rowid();
         if self.sql.prepare_cached("DELETE FROM evicted WHERE id = ?1")?.execute([id.as_bytes()])? > 0 {
             self.change_actor(doc)?;

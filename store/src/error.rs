@@ -92,6 +92,9 @@ pub enum StoreError {
     /// Central is in recovery, and gives no order until somebody ends it. The reason is what began it.
     #[error("central is in recovery and gives no order: {0}")]
     Recovering(Reason),
+    /// Too many commands wait for the writer; this one was not taken.
+    #[error("more is asked of the database than it can write now")]
+    Busy,
     /// The writer has stopped.
     #[error("the store is closed")]
     Closed,

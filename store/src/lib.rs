@@ -2,7 +2,7 @@
 //!
 //! [`Store`] is the door. `writer` owns the one writing connection: a command is a closure that runs in a
 //! transaction ([`Tx`]); several that wait are committed together, and nothing is answered before that.
-//! `documents`, `log`, `journal`, `peers` and `authority` are what a transaction can do; `marks` keeps signed heads of the
+//! `documents`, `log`, `journal`, `peers`, `authority` and `quota` are what a transaction can do; `marks` keeps signed heads of the
 //! journal, `retention` trims and archives it, `audit` proves that it is what was written; `scope`, `directory` and
 //! `reset` say what a site holds; `life` says when another life of the database begins, `recovery` what central does not do after that,
 //! `backup` keeps a database and puts it back, `join` is how it meets its peers;
@@ -31,6 +31,7 @@ mod chains;
 mod peers;
 pub mod quarantine;
 mod authority;
+mod quota;
 mod join;
 mod scope;
 mod directory;
@@ -162,7 +163,8 @@ impl Store {
     }
 
     /// Runs `command` in a transaction and hands its outcome to `done` after the commit, on the writer's
-    /// thread. An error rolls back what the command did and nothing else.
+    /// thread. An error rolls back what the command did and nothing else. Where too many commands wait already,
+    /// `done` hears `Busy` at once, on the caller's thread.
     pub fn submit<T: Send + 'static>(
         &self,
         given: Given,

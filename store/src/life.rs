@@ -29,7 +29,9 @@ use sync::{
 };
 
 use crate::{
-    Given, Opening, StoreError, Tx, authority, scope, view,
+    Given, Opening, StoreError, Tx, authority,
+    quota::Quotas,
+    scope, view,
     writer::{KNOWN_TIME, RESTORED, State, meta, set_meta},
 };
 
@@ -107,6 +109,7 @@ pub(crate) fn settle(
         key,
         clock: Clock::resume(last),
         known: Timestamp(known.map_or(0, u64::from_be_bytes)),
+        quotas: Quotas::default(),
         open: BTreeMap::new(),
         used: Vec::new(),
     };

@@ -6,7 +6,7 @@ use sync::{
     engine::{Claim, Greeting},
     id::{DocumentId, Incarnation, Origin},
     journal::{Event, Mark, Stream},
-    policy::Reason,
+    policy::{Reason, quota::Hold},
     time::{MAX_DRIFT, Timestamp},
     wire::{Cursor, Fingerprint, Item, Reset, Rolling, Seal, StreamHead, Stub, Telemetry},
 };
@@ -211,6 +211,8 @@ impl Tx<'_> {
                 why: format!("it begins at {from} and {} are here", cursor.position),
             });
         }
+        let (allowed, hold) = self.within_quota(peer, items)?;
+        let items = &items[..allowed];
         let before = self.ever_aside(peer)?;
         let mut run: Option<Run> = None;
         let mut ours_came_back = false;
@@ -284,7 +286,10 @@ impl Tx<'_> {
             self.begin_life(&Reason::new(reason))?;
             return Ok(Ingest::Forked(reason.into()));
         }
-        Ok(Ingest::Taken(cursor))
+        Ok(match hold {
+            None => Ingest::Taken(cursor),
+            Some(hold) => Ingest::HeldBack(cursor, hold),
+        })
     }
 
     /// Takes over changes of one document. Tells whether one was of our own actor and not here.
@@ -461,6 +466,8 @@ impl Note {
 pub(crate) enum Ingest {
     /// They are here up to this position.
     Taken(Cursor),
+    /// They are here up to this position; the rest is beyond the site's quota.
+    HeldBack(Cursor, Hold),
     /// They are here, and showed that our database went back in time: another life of it has begun.
     Forked(String),
 }

@@ -17,11 +17,11 @@ impl Store {
     ///
     /// Outputs for the transport do nothing here; notices are kept where the status shows them.
     pub fn answer(&self, output: Output, given: Given, reply: impl FnOnce(Input) + Send + 'static) {
-        if let Output::Dial | Output::Send { .. } | Output::Close { .. } = output {
+        if let Output::Dial | Output::Send { .. } | Output::Close { .. } | Output::Busy { .. } = output {
             return;
         }
         let asked = output.clone();
-        self.submit(
+        self.inner.writer.submit_always(
             given,
             move |tx| perform(tx, output),
             move |outcome| match outcome {
@@ -59,13 +59,16 @@ impl Store {
     /// # Errors
     /// What kept the replica from answering.
     pub fn answer_now(&self, output: Output, given: Given) -> Result<Option<Input>, StoreError> {
-        self.run(given, move |tx| perform(tx, output))
+        let (sender, receiver) = std::sync::mpsc::sync_channel(1);
+        let done = move |outcome| drop(sender.send(outcome));
+        self.inner.writer.submit_always(given, move |tx| perform(tx, output), done);
+        receiver.recv().unwrap_or(Err(StoreError::Closed))
     }
 }
 
 fn perform(tx: &mut Tx<'_>, output: Output) -> Result<Option<Input>, StoreError> {
     Ok(match output {
-        Output::Dial | Output::Send { .. } | Output::Close { .. } => None,
+        Output::Dial | Output::Send { .. } | Output::Close { .. } | Output::Busy { .. } => None,
         Output::Open { connection, peer, claim } => {
             let standing = Box::new(tx.standing(peer, claim)?);
             Some(Input::Opened { connection, standing })
@@ -86,6 +89,10 @@ fn perform(tx: &mut Tx<'_>, output: Output) -> Result<Option<Input>, StoreError>
                 Ingest::Taken(cursor) => {
                     let end = log::end(tx.sql, peer)?;
                     Some(Input::Ingested { connection, cursor, end })
+                }
+                Ingest::HeldBack(cursor, hold) => {
+                    let reason = hold.reason().to_string();
+                    Some(Input::HeldBack { connection, cursor, wait: hold.wait, reason })
                 }
                 Ingest::Forked(reason) => Some(Input::LifeBegun { connection, reason }),
             }

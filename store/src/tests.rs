@@ -599,3 +599,40 @@ fn h6_p5_what_a_site_may_not_write_is_taken_back_noted_and_the_rest_written_anew
     assert_eq!(row(&fleet.central).hostname, "till-3");
     assert_eq!(fleet.agrees(0), Some(true));
 }
+
+#[test]
+fn h6_a_command_beyond_those_that_wait_is_told_so_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path(), Origin::Central, 1).unwrap();
+    let (hold, held) = std::sync::mpsc::channel::<()>();
+    let (begins, begun) = std::sync::mpsc::channel();
+    // The writer is in the middle of something.
+    let slow = move |_: &mut Tx<'_>| {
+        begins.send(()).expect("the test listens");
+        held.recv().unwrap_or_default();
+        Ok(())
+    };
+    store.submit(given(2), slow, drop);
+    begun.recv().expect("the writer begins");
+    let (sender, outcomes) = std::sync::mpsc::channel();
+    for number in 0..1_100_u64 {
+        let sender = sender.clone();
+        store.submit(
+            given(3),
+            move |_| Ok(number),
+            move |outcome| sender.send(outcome.map_err(|error| error.to_string())).expect("the test listens"),
+        );
+    }
+    let refused: Vec<_> = outcomes.try_iter().collect();
+    assert_eq!(refused.len(), 76, "1,024 wait, the others know");
+    let words = "more is asked of the database than it can write now";
+    assert!(refused.iter().all(|outcome| outcome == &Err(words.to_string())), "{refused:?}");
+    // Sessions are bounded by the engine and never turned away here.
+    let read = Output::Read { connection: Connection(1), peer: Origin::Central, from: 1, max_bytes: 1 };
+    let (answers, answered) = std::sync::mpsc::channel();
+    store.answer(read, given(4), move |input| answers.send(input).expect("the test listens"));
+    drop(hold);
+    let done: Vec<u64> = outcomes.iter().take(1_024).map(|outcome| outcome.expect("it was taken")).collect();
+    assert_eq!(done, (0..1_024).collect::<Vec<_>>());
+    assert!(matches!(answered.recv(), Ok(Input::Read { .. })));
+}

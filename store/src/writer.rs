@@ -10,6 +10,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
         mpsc::{Receiver, Sender, channel},
     },
 };
@@ -21,10 +22,14 @@ use sync::{
     time::{Clock, Timestamp},
 };
 
-use crate::{Given, Opening, StoreError, life, schema, view};
+use crate::{Given, Opening, StoreError, life, quota::Quotas, schema, view};
 
 /// Commands that share one commit at most.
 const GROUP: usize = 64;
+
+/// Commands of people and machines that wait at most: sixteen commits, a few hundred milliseconds on a slow
+/// disk. Whoever comes then is told at once, and not after a time-out.
+const WAITING: usize = 16 * GROUP;
 
 /// Documents that stay open, at about 17 KB each.
 const OPEN_DOCUMENTS: usize = 256;
@@ -43,6 +48,8 @@ type Watcher = Box<dyn Fn(&Committed) + Send>;
 /// The queue in front of the writing thread.
 pub(crate) struct Writer {
     queue: Mutex<Option<Sender<(Given, Job)>>>,
+    /// Jobs in the queue.
+    waiting: Arc<AtomicUsize>,
     watcher: Arc<Mutex<Option<Watcher>>>,
     thread: Mutex<Option<std::thread::JoinHandle<()>>>,
 }
@@ -60,6 +67,7 @@ pub(crate) struct State {
     pub(crate) clock: Clock,
     /// The latest instant that our own clock showed at a write, unless central said that it was ahead.
     pub(crate) known: Timestamp,
+    pub(crate) quotas: Quotas,
     pub(crate) open: BTreeMap<i64, Document>,
     /// Use of open documents, oldest first, for eviction.
     pub(crate) used: Vec<i64>,
@@ -120,18 +128,21 @@ impl Writer {
         let lives = Arc::clone(&incarnation);
 
         let (sender, receiver) = channel();
+        let waiting = Arc::new(AtomicUsize::new(0));
+        let queue = Queue { receiver, waiting: Arc::clone(&waiting) };
         let watcher = Arc::new(Mutex::new(None));
         let watched = Arc::clone(&watcher);
         #[expect(clippy::disallowed_methods, reason = "this is the one writer, and the thread is its work")]
         let thread = std::thread::Builder::new()
             .name("store-writer".into())
-            .spawn(move || work(connection, state, &receiver, &watched, &lives))
+            .spawn(move || work(connection, state, &queue, &watched, &lives))
             .map_err(|source| StoreError::File {
                 action: "start the writer of",
                 path,
                 source: Arc::new(source),
             })?;
-        let writer = Writer { queue: Mutex::new(Some(sender)), watcher, thread: Mutex::new(Some(thread)) };
+        let writer =
+            Writer { queue: Mutex::new(Some(sender)), waiting, watcher, thread: Mutex::new(Some(thread)) };
         Ok((writer, incarnation))
     }
 
@@ -141,7 +152,22 @@ impl Writer {
         }
     }
 
+    /// Queues a command of a person or a machine; `Busy` where too many wait.
     pub(crate) fn submit<T: Send + 'static>(
+        &self,
+        given: Given,
+        command: impl FnOnce(&mut Tx<'_>) -> Result<T, StoreError> + Send + 'static,
+        done: impl FnOnce(Result<T, StoreError>) + Send + 'static,
+    ) {
+        if self.waiting.load(Ordering::Relaxed) >= WAITING {
+            return done(Err(StoreError::Busy));
+        }
+        self.submit_always(given, command, done);
+    }
+
+    /// Queues what the replication engine asks, which bounds itself: a session has a few questions at a time,
+    /// and all sessions together `engine::pressure::AT_WRITER` portions of a log.
+    pub(crate) fn submit_always<T: Send + 'static>(
         &self,
         given: Given,
         command: impl FnOnce(&mut Tx<'_>) -> Result<T, StoreError> + Send + 'static,
@@ -155,6 +181,7 @@ impl Writer {
         });
         let Ok(queue) = self.queue.lock() else { return };
         if let Some(sender) = queue.as_ref() {
+            self.waiting.fetch_add(1, Ordering::Relaxed);
             // A thread that has ended drops the job, and with it the caller's channel: `Closed`.
             drop(sender.send((given, job)));
         }
@@ -176,17 +203,39 @@ impl Drop for Writer {
     }
 }
 
+/// The thread's end of the queue.
+struct Queue {
+    receiver: Receiver<(Given, Job)>,
+    waiting: Arc<AtomicUsize>,
+}
+
+impl Queue {
+    /// Waits for the next job; nothing when nobody can submit any more.
+    fn wait(&self) -> Option<(Given, Job)> {
+        self.receiver.recv().ok().inspect(|_| self.one_less())
+    }
+
+    /// The next job that is there already.
+    fn next(&self) -> Option<(Given, Job)> {
+        self.receiver.try_recv().ok().inspect(|_| self.one_less())
+    }
+
+    fn one_less(&self) {
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 fn work(
     mut connection: Connection,
     mut state: State,
-    queue: &Receiver<(Given, Job)>,
+    queue: &Queue,
     watcher: &Mutex<Option<Watcher>>,
     incarnation: &Mutex<Incarnation>,
 ) {
-    while let Ok(first) = queue.recv() {
+    while let Some(first) = queue.wait() {
         let mut jobs = VecDeque::from([first]);
         while jobs.len() < GROUP
-            && let Ok(next) = queue.try_recv()
+            && let Some(next) = queue.next()
         {
             jobs.push_back(next);
         }

@@ -137,7 +137,11 @@ impl Office {
         };
         let central = open(&folder.join("central"), Origin::Central, given(0));
         let site = central.run(given(1), |tx| site::create(tx, "lyon", "", "")).expect("a site");
-        let edit = SettingsEdit { autonomy: Some(Autonomy::Full), ..SettingsEdit::default() };
+        let edit = SettingsEdit {
+            autonomy: Some(Autonomy::Full),
+            quota_changes_s: Some(100_000),
+            ..SettingsEdit::default()
+        };
         central.run(given(2), move |tx| site::set(tx, site, &edit, "")).expect("settings");
         let register = move |tx: &mut store::Tx<'_>| {
             for number in 0..NODES {

@@ -719,6 +719,7 @@ impl World {
             Output::Down { peer, reason } => format!("down: {peer}: {reason}"),
             Output::Agreement { agrees, .. } => format!("agrees: {agrees}"),
             Output::Refused { reason, .. } => format!("refused: {reason}"),
+            Output::Busy { until, reason, .. } => format!("busy until {until}: {reason}"),
             Output::Ingest { peer, from, items, .. } => {
                 let (peer, last) = (self.name(*peer), from + items.len() as u64 - 1);
                 return self.tell(origin, format!("takes {from} to {last} of {peer}"));

@@ -3,5 +3,6 @@
 mod partition;
 mod divergence;
 mod reconnect;
+mod pressure;
 mod restore;
 mod desk;

@@ -33,7 +33,7 @@ fn h5_a_thousand_documents_reconnect_in_one_round_trip() {
         world.replica(Origin::Site(lyon)).notices[seen..].iter().any(|notice| notice == "agrees: true")
     });
     // A greeting and its answer, which says that both agree; then the first heartbeat each way.
-    expect_test::expect!["4 frames, 273 bytes"]
+    expect_test::expect!["4 frames, 275 bytes"]
         .assert_eq(&format!("{} frames, {} bytes", world.frames, world.bytes));
 }
 

@@ -148,6 +148,17 @@ impl Problem {
         }
     }
 
+    fn busy(why: String) -> Self {
+        Problem {
+            status: StatusCode::SERVICE_UNAVAILABLE,
+            kind: "busy",
+            title: "central is busy",
+            detail: "the request was not carried out; nothing was changed".into(),
+            why,
+            next: "send the request again in a second".into(),
+        }
+    }
+
     fn stopping() -> Self {
         Problem {
             status: StatusCode::SERVICE_UNAVAILABLE,
@@ -173,6 +184,7 @@ impl From<StoreError> for Problem {
             ),
             StoreError::Full => Problem::full(error.to_string()),
             StoreError::Blob(error) => Problem::from(&**error),
+            StoreError::Busy => Problem::busy(error.to_string()),
             StoreError::Closed => Problem::stopping(),
             StoreError::Sql(_)
             | StoreError::Open { .. }

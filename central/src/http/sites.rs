@@ -182,6 +182,7 @@ fn object(view: &View<'_>, row: &SiteRow, now: Timestamp, live: &Sessions) -> Re
             "clock": peer.clock,
             "telemetry": telemetry,
             "refused": peer.refused,
+            "waiting": live.waiting(row.id),
             "certificate": view.certificate(row.id)?,
             "journal_head": view.heads(Stream::Site(row.id))?.pop(),
             "revoked": view.revoked(row.id)?,

@@ -124,6 +124,13 @@ impl From<StoreError> for Problem {
                 "the volume of the database is full",
                 "make room in the data folder of this site; nothing is lost",
             ),
+            StoreError::Busy => Problem::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "busy",
+                "this site is busy",
+                "more is asked of the database than it can write now",
+                "ask again in a second; nothing was changed",
+            ),
             StoreError::Closed => Problem::new(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "stopping",

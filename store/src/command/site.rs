@@ -36,6 +36,12 @@ pub struct SettingsEdit {
     pub heartbeat_s: Option<u64>,
     /// Longest life of an order in seconds, `7_200..=259_200`.
     pub order_max_s: Option<u64>,
+    /// Documents that the site may bring into being at central.
+    pub quota_documents: Option<u64>,
+    /// Changes and journal entries per second that central takes from it, `1..=100_000`.
+    pub quota_changes_s: Option<u64>,
+    /// Bytes of them per day, at least 1 MiB.
+    pub quota_bytes_day: Option<u64>,
 }
 
 /// Describes a new site.
@@ -85,6 +91,12 @@ pub fn set(tx: &mut Tx<'_>, id: SiteId, edit: &SettingsEdit, why: &str) -> Resul
     if edit.order_max_s.is_some_and(|s| !(7_200..=259_200).contains(&s)) {
         return refused("`order_max_s` is 7200 to 259200 seconds");
     }
+    if edit.quota_changes_s.is_some_and(|changes| !(1..=100_000).contains(&changes)) {
+        return refused("`quota_changes_s` is 1 to 100000 changes a second");
+    }
+    if edit.quota_bytes_day.is_some_and(|bytes| bytes < 1 << 20) {
+        return refused("`quota_bytes_day` is at least 1048576 bytes");
+    }
     let before = row.effective;
     let effective = Effective {
         // Another life of central may have made epochs that only the site still knows.
@@ -94,6 +106,9 @@ pub fn set(tx: &mut Tx<'_>, id: SiteId, edit: &SettingsEdit, why: &str) -> Resul
         pxe_enabled: edit.pxe_enabled.unwrap_or(before.pxe_enabled),
         heartbeat_s: edit.heartbeat_s.unwrap_or(before.heartbeat_s),
         order_max_s: edit.order_max_s.unwrap_or(before.order_max_s),
+        quota_documents: edit.quota_documents.unwrap_or(before.quota_documents),
+        quota_changes_s: edit.quota_changes_s.unwrap_or(before.quota_changes_s),
+        quota_bytes_day: edit.quota_bytes_day.unwrap_or(before.quota_bytes_day),
     };
     let mut own: Vec<(&str, String)> = Vec::new();
     own.extend(edit.autonomy.map(|value| ("autonomy", value.to_string())));
@@ -101,6 +116,9 @@ pub fn set(tx: &mut Tx<'_>, id: SiteId, edit: &SettingsEdit, why: &str) -> Resul
     own.extend(edit.pxe_enabled.map(|value| ("pxe_enabled", value.to_string())));
     own.extend(edit.heartbeat_s.map(|value| ("heartbeat_s", value.to_string())));
     own.extend(edit.order_max_s.map(|value| ("order_max_s", value.to_string())));
+    own.extend(edit.quota_documents.map(|value| ("quota_documents", value.to_string())));
+    own.extend(edit.quota_changes_s.map(|value| ("quota_changes_s", value.to_string())));
+    own.extend(edit.quota_bytes_day.map(|value| ("quota_bytes_day", value.to_string())));
     tx.write(site::KIND, id.into(), |edit| {
         for (key, value) in &own {
             edit.set(&site::setting(key), &Setting { value: value.clone() }, why);

@@ -10,12 +10,13 @@ CREATE TABLE meta (key TEXT NOT NULL UNIQUE, value BLOB NOT NULL) STRICT;
 -- One row per replicated document. `heads` are the sorted hashes, 32 bytes each; `sum` is the sum of the changes'
 -- hashes modulo 2^128. `actor` writes this document instead of the incarnation, which has another history of it.
 -- `dropped`: central told a site that the document leaves it, and something of the site's is still to be acknowledged.
--- `resets`: how often in a row central did not take what the site wrote.
+-- `resets`: how often in a row central did not take what the site wrote. `source`: the peer that brought it into being.
 CREATE TABLE documents (
     doc INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE, kind INTEGER NOT NULL, heads BLOB NOT NULL,
     changes INTEGER NOT NULL DEFAULT 0, sum BLOB NOT NULL DEFAULT (zeroblob(16)), modified_at INTEGER NOT NULL DEFAULT 0, modified_by TEXT NOT NULL DEFAULT '',
-    actor BLOB, dropped INTEGER NOT NULL DEFAULT 0, resets INTEGER NOT NULL DEFAULT 0
+    actor BLOB, dropped INTEGER NOT NULL DEFAULT 0, resets INTEGER NOT NULL DEFAULT 0, source TEXT
 ) STRICT;
+CREATE INDEX documents_by_source ON documents (source) WHERE source IS NOT NULL;
 -- At a site: documents that were here once and left; whoever writes them again needs another actor.
 CREATE TABLE evicted (id BLOB NOT NULL UNIQUE) STRICT;
 -- State of a document up to and including change `upto`.

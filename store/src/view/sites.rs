@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use sync::{
     document::{Document, contested, site},
     id::SiteId,
-    policy::Autonomy,
+    policy::{Autonomy, quota::Quota},
 };
 
 use super::{View, bodies};
@@ -41,13 +41,49 @@ pub struct EffectiveRow {
     pub heartbeat_s: u64,
     /// Longest life of an order in seconds.
     pub order_max_s: u64,
+    /// Documents that the site may bring into being at central.
+    pub quota_documents: u64,
+    /// Changes and journal entries per second that central takes from it.
+    pub quota_changes_s: u64,
+    /// Bytes of them per day.
+    pub quota_bytes_day: u64,
 }
 
 impl From<site::Effective> for EffectiveRow {
     fn from(effective: site::Effective) -> Self {
-        let site::Effective { epoch, autonomy, unknown_machines, pxe_enabled, heartbeat_s, order_max_s } =
-            effective;
-        EffectiveRow { epoch, autonomy, unknown_machines, pxe_enabled, heartbeat_s, order_max_s }
+        let site::Effective {
+            epoch,
+            autonomy,
+            unknown_machines,
+            pxe_enabled,
+            heartbeat_s,
+            order_max_s,
+            quota_documents,
+            quota_changes_s,
+            quota_bytes_day,
+        } = effective;
+        EffectiveRow {
+            epoch,
+            autonomy,
+            unknown_machines,
+            pxe_enabled,
+            heartbeat_s,
+            order_max_s,
+            quota_documents,
+            quota_changes_s,
+            quota_bytes_day,
+        }
+    }
+}
+
+impl EffectiveRow {
+    /// What central takes from the site.
+    pub fn quota(&self) -> Quota {
+        Quota {
+            documents: self.quota_documents,
+            changes_s: self.quota_changes_s,
+            bytes_day: self.quota_bytes_day,
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use super::register::value;
 use super::{Kind, Register};
 use crate::{
     id::{DocumentId, GroupId, Incarnation, SiteId},
-    policy::{Autonomy, words},
+    policy::{Autonomy, quota::Quota, words},
 };
 
 words! {
@@ -69,6 +69,12 @@ value! {
         pub heartbeat_s: u64,
         /// Longest life of an order in seconds.
         pub order_max_s: u64,
+        /// Documents that the site may bring into being at central.
+        pub quota_documents: u64,
+        /// Changes and journal entries per second that central takes from the site in the long run.
+        pub quota_changes_s: u64,
+        /// Bytes of them per day.
+        pub quota_bytes_day: u64,
     }
 }
 
@@ -81,7 +87,8 @@ value! {
 }
 
 impl Default for Effective {
-    /// What holds before central has spoken: epoch 0, `limited`, `hold`, answers on, 30 s, 72 h.
+    /// What holds before central has spoken: epoch 0, `limited`, `hold`, answers on, 30 s, 72 h, generous
+    /// quotas.
     fn default() -> Self {
         Effective {
             epoch: 0,
@@ -90,6 +97,9 @@ impl Default for Effective {
             pxe_enabled: true,
             heartbeat_s: 30,
             order_max_s: crate::policy::order::ORDER_MAX.as_secs(),
+            quota_documents: Quota::DOCUMENTS,
+            quota_changes_s: Quota::CHANGES_S,
+            quota_bytes_day: Quota::BYTES_DAY,
         }
     }
 }

@@ -14,7 +14,12 @@ pub(super) const MAX: Duration = Duration::from_secs(25);
 /// off together do not all return in the same second.
 pub(super) fn delay(failures: u32, jitter: u16) -> Duration {
     let full = BASE.saturating_mul(1 << failures.min(10)).min(MAX);
-    full / 2 + full / 2 * u32::from(jitter) / u32::from(u16::MAX)
+    full / 2 + share(full / 2, jitter)
+}
+
+/// The part of `full` that `jitter` draws.
+pub(super) fn share(full: Duration, jitter: u16) -> Duration {
+    full * u32::from(jitter) / u32::from(u16::MAX)
 }
 
 #[cfg(test)]

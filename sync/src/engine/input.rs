@@ -144,6 +144,18 @@ pub enum Input {
         /// Where our log for the peer ended in that commit.
         end: u64,
     },
+    /// Answer to [`super::Output::Ingest`] at central: what follows the cursor was not taken, because the site is
+    /// beyond its quota. It is to be sent again later.
+    HeldBack {
+        /// The connection of the question.
+        connection: Connection,
+        /// What we have of the peer's log now; committed.
+        cursor: Cursor,
+        /// How long the site shall wait.
+        wait: Duration,
+        /// Why, for people.
+        reason: String,
+    },
     /// Answer to [`super::Output::Ingest`]: nothing was committed.
     IngestFailed {
         /// The connection of the question.

@@ -1,7 +1,8 @@
 //! The replication session as a state machine without I/O.
 //!
 //! `input` is what may happen to it, `output` what it wants done, `session` one connection with its two
-//! logs, `reconcile` how two replicas find out in which documents they differ, `backoff` the wait before the next dial, `blobs` the queue of wanted content. Whoever owns a
+//! logs, `reconcile` how two replicas find out in which documents they differ, `pressure` how much is taken in at
+//! once, `backoff` the wait before the next dial, `blobs` the queue of wanted content. Whoever owns a
 //! socket or a simulated wire runs the same loop: hand in an [`Input`], take [`Output`]s until there is
 //! none, wait for the next input or [`Engine::poll_timeout`].
 //!
@@ -13,6 +14,7 @@ pub mod output;
 pub mod blobs;
 pub mod reconcile;
 mod backoff;
+mod pressure;
 mod vouch;
 mod session;
 
@@ -28,6 +30,7 @@ use crate::{
     time::Timestamp,
     wire::{self, Message, Telemetry},
 };
+use pressure::{Gate, Load, Room};
 use session::Session;
 
 /// Replicates one site with central, or central with all its sites.
@@ -40,6 +43,9 @@ pub struct Engine {
     dial: Dial,
     /// When each peer was last heard, in elapsed time; survives the session.
     heard: BTreeMap<Origin, Duration>,
+    gate: Gate,
+    /// Over how long sites shall spread their return, as central last said.
+    spread: Duration,
     outputs: VecDeque<Output>,
 }
 
@@ -71,6 +77,8 @@ impl Engine {
             telemetry: Telemetry::default(),
             dial,
             heard: BTreeMap::new(),
+            gate: Gate::default(),
+            spread: Duration::ZERO,
             outputs: VecDeque::new(),
         }
     }
@@ -110,7 +118,7 @@ impl Engine {
         match input {
             Input::Timeout => self.handle_timeout(now),
             Input::Dialed { connection } => self.handle_dialed(now, connection),
-            Input::DialFailed { jitter } => self.wait_to_dial(now, jitter),
+            Input::DialFailed { jitter } => self.wait_to_dial(now, jitter, Duration::ZERO),
             Input::Accepted { connection, site } => {
                 let session = Session::accept(connection, site, now, self.heartbeat);
                 self.sessions.insert(connection, session);
@@ -129,40 +137,58 @@ impl Engine {
                 if let Greeting::Restored(reason) = &standing.greeting {
                     self.end_others(connection, reason);
                 }
-                self.with(connection, |session, outputs| session.handle_opened(now, &standing, outputs));
+                let room = self.room();
+                self.with(now, connection, |session, outputs| {
+                    session.handle_opened(now, &standing, room, outputs);
+                });
             }
             Input::Located { connection, cursor } => {
-                self.with(connection, |session, outputs| session.handle_located(now, cursor, outputs));
+                self.with(now, connection, |session, outputs| session.handle_located(now, cursor, outputs));
             }
             Input::Read { connection, from, items, seal } => {
-                self.with(connection, |session, outputs| session.handle_read(from, items, seal, outputs));
+                self.with(now, connection, |session, outputs| {
+                    session.handle_read(from, items, seal, outputs)
+                });
             }
             Input::Elements { connection, elements } => {
-                self.with(connection, |session, outputs| session.handle_elements(now, &elements, outputs));
+                self.with(now, connection, |session, outputs| {
+                    session.handle_elements(now, &elements, outputs)
+                });
             }
             Input::Held { connection, holdings } => {
-                self.with(connection, |session, outputs| session.handle_held(holdings, outputs));
+                self.with(now, connection, |session, outputs| session.handle_held(holdings, outputs));
             }
             Input::Joined { connection, end, holdings } => {
-                self.with(connection, |session, outputs| session.handle_joined(now, end, holdings, outputs));
+                self.with(now, connection, |session, outputs| {
+                    session.handle_joined(now, end, holdings, outputs)
+                });
             }
             Input::Ingested { connection, cursor, end } => {
-                self.with(connection, |session, outputs| session.handle_ingested(now, cursor, end, outputs));
+                self.with(now, connection, |session, outputs| {
+                    session.handle_ingested(now, cursor, end, outputs);
+                });
+            }
+            Input::HeldBack { connection, cursor, wait, reason } => {
+                self.with(now, connection, |session, outputs| {
+                    session.handle_held_back(now, cursor, wait, &reason, outputs);
+                });
             }
             Input::IngestFailed { connection, reason } => {
-                self.with(connection, |session, outputs| session.handle_ingest_failed(&reason, outputs));
+                self.with(now, connection, |session, outputs| session.handle_ingest_failed(&reason, outputs));
             }
             Input::LifeBegun { connection, reason } => {
                 self.end_others(connection, &reason);
-                self.with(connection, |session, outputs| session.close(CloseCode::Fork, &reason, outputs));
+                self.with(now, connection, |session, outputs| {
+                    session.close(CloseCode::Fork, &reason, outputs);
+                });
             }
             Input::Fingerprinted { connection, pulled, pushed, fingerprint } => {
-                self.with(connection, |session, outputs| {
+                self.with(now, connection, |session, outputs| {
                     session.handle_fingerprinted(pulled, pushed, fingerprint, outputs);
                 });
             }
             Input::Compared { connection, pulled, agrees } => {
-                self.with(connection, |session, outputs| session.handle_judged(pulled, agrees, outputs));
+                self.with(now, connection, |session, outputs| session.handle_judged(pulled, agrees, outputs));
             }
         }
     }
@@ -176,10 +202,38 @@ impl Engine {
         }
     }
 
-    fn with(&mut self, connection: Connection, act: impl FnOnce(&mut Session, &mut VecDeque<Output>)) {
+    fn with(
+        &mut self,
+        now: Moment,
+        connection: Connection,
+        act: impl FnOnce(&mut Session, &mut VecDeque<Output>),
+    ) {
         // An answer of the replica may arrive after its session has ended; then nobody waits for it.
         if let Some(session) = self.sessions.get_mut(&connection) {
             act(session, &mut self.outputs);
+            if let Some(reason) = session.wants_to_wait() {
+                let wait = self.gate.ticket(now.elapsed);
+                session.put_off(now, wait, reason, &mut self.outputs);
+            }
+            self.gate.note(connection, session.load());
+            self.hand_over();
+        }
+    }
+
+    /// Hands portions to the writer, one session after the other, as far as there is room.
+    fn hand_over(&mut self) {
+        while let Some(connection) = self.gate.next() {
+            if let Some(session) = self.sessions.get_mut(&connection) {
+                session.hand_over(&mut self.outputs);
+                self.gate.note(connection, session.load());
+            }
+        }
+    }
+
+    fn room(&self) -> Room {
+        match self.us {
+            Origin::Central => self.gate.room(),
+            Origin::Site(_) => Room::ANY,
         }
     }
 
@@ -208,13 +262,13 @@ impl Engine {
         self.sessions.insert(connection, session);
     }
 
-    fn wait_to_dial(&mut self, now: Moment, jitter: u16) {
+    fn wait_to_dial(&mut self, now: Moment, jitter: u16, spread: Duration) {
         let (Dial::Dialing { failures } | Dial::Connected { failures } | Dial::Waiting { failures, .. }) =
             self.dial
         else {
             return;
         };
-        let at = now.elapsed + backoff::delay(failures, jitter);
+        let at = now.elapsed + backoff::delay(failures, jitter) + backoff::share(spread, jitter);
         self.dial = Dial::Waiting { at, failures: failures.saturating_add(1) };
     }
 
@@ -230,7 +284,14 @@ impl Engine {
         let peer = session.peer();
         self.heard.insert(peer, now.elapsed);
         let is_hello = matches!(message, Message::Hello { .. });
-        session.handle_message(now, message, &mut self.outputs);
+        if let (Message::HelloOk { spread_ms, .. }, Origin::Central) = (&message, peer) {
+            self.spread = Duration::from_millis((*spread_ms).into()).min(pressure::spread(usize::MAX));
+        }
+        let (room, sessions) = (self.room(), self.sessions.len());
+        self.with(now, connection, |session, outputs| {
+            session.set_spread(pressure::spread(sessions));
+            session.handle_message(now, message, room, outputs);
+        });
         if is_hello {
             self.replace_older(connection, peer);
         }
@@ -247,6 +308,8 @@ impl Engine {
 
     fn handle_closed(&mut self, now: Moment, connection: Connection, reason: &str, jitter: u16) {
         let Some(session) = self.sessions.remove(&connection) else { return };
+        self.gate.note(connection, Load::default());
+        self.hand_over();
         let peer = session.peer();
         if session.was_up() && !self.is_up(peer) {
             self.outputs.push_back(Output::Down { peer, reason: reason.to_string() });
@@ -257,7 +320,9 @@ impl Engine {
             if session.has_lasted(now, backoff::MAX) {
                 *failures = 0;
             }
-            self.wait_to_dial(now, jitter);
+            // All sites of a central that restarts are here within the same second.
+            let spread = if session.was_up() { self.spread } else { Duration::ZERO };
+            self.wait_to_dial(now, jitter, spread);
         }
     }
 
@@ -269,3 +334,5 @@ impl Engine {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod herd;

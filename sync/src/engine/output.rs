@@ -45,6 +45,10 @@ pub enum CloseCode {
     Replaced,
     /// The peer was silent for too long.
     Silent,
+    /// The peer was asked to come back later and comes all the same.
+    Busy,
+    /// The peer does not read what it is told.
+    Deaf,
 }
 
 impl CloseCode {
@@ -59,6 +63,8 @@ impl CloseCode {
             CloseCode::Replica => refuse::REPLICA,
             CloseCode::Replaced => 6,
             CloseCode::Silent => 7,
+            CloseCode::Busy => 8,
+            CloseCode::Deaf => 9,
         }
     }
 }
@@ -113,8 +119,8 @@ pub enum Output {
         /// Stop before the items are larger than this, but give one at least.
         max_bytes: usize,
     },
-    /// Replica: take over items of the peer's log, in one commit. Answer with `Ingested` or
-    /// `IngestFailed`.
+    /// Replica: take over items of the peer's log, in one commit. Answer with `Ingested`, `HeldBack` or
+    /// `IngestFailed`; until then nothing more of this session comes.
     Ingest {
         /// For the answer.
         connection: Connection,
@@ -245,6 +251,16 @@ pub enum Output {
         agrees: bool,
         /// Position of central's log that was compared.
         pulled: u64,
+    },
+    /// Notice: central takes nothing of a site now, at a site and at central. Nothing is lost: the site sends it
+    /// again then.
+    Busy {
+        /// The peer.
+        peer: Origin,
+        /// When it goes on, by our clock.
+        until: Timestamp,
+        /// Why, for people.
+        reason: String,
     },
     /// Notice: the peer refused the session or was refused, and dialing again will not help by itself.
     Refused {

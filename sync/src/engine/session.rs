@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use super::{
     Claim, CloseCode, Connection, Greeting, Moment, Output, Standing,
+    pressure::{Batch, DEFIANCE_MAX, HEARD_MIN, Inbox, Load, Room, TOLERANCE, bytes_of},
     reconcile::{Comparison, Element, MAX_MESSAGE},
     vouch::Vouch,
 };
@@ -43,12 +44,25 @@ const COMPARE_INTERVAL: Duration = Duration::from_secs(600);
 /// Greetings take longer than this only if the peer is no peer of ours.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// A site waits no longer than this, whatever it is asked.
+const PAUSE_MAX: Duration = Duration::from_secs(60);
+
+/// Characters of a reason that a site keeps.
+const REASON: usize = 256;
+
+/// What a site is told that has to wait.
+const TOO_MANY_GREETINGS: &str = "many sites connect at once";
+const TOO_MANY_JOINS: &str = "many sites find out at once what they lack";
+const TOO_MUCH: &str = "more arrives than central can write";
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     /// A site asks its replica where it stands.
     Opening,
     /// A site has greeted and sends already; central waits for the greeting or for its replica.
     Greeting,
+    /// A site was asked to greet again later.
+    Waiting,
     /// A site checks where central says that it stands in our log.
     Locating { theirs: Cursor },
     /// Both find out what each lacks, and begin their logs anew.
@@ -66,6 +80,13 @@ struct Joining {
     /// Parts of the message that is arriving.
     message: Vec<u8>,
     holdings: Holdings,
+}
+
+/// Until when a site was asked to wait, and how often it came all the same.
+#[derive(Debug, Clone, Copy)]
+struct PutOff {
+    until: Duration,
+    defied: u32,
 }
 
 #[derive(Debug)]
@@ -95,11 +116,28 @@ pub(super) struct Session {
     /// What arrived before central knew where it stands.
     early: Vec<(u64, Vec<minicbor::bytes::ByteVec>)>,
     early_bytes: usize,
+    /// There was no room for what came after it.
+    early_was_dropped: bool,
+
+    /// What was received and waits for the writer, and whether the writer has a portion.
+    inbox: Inbox,
+    at_writer: bool,
+    /// Central: why the site is to be asked to come back, and the answer to that.
+    wants_to_wait: Option<&'static str>,
+    put_off: Option<PutOff>,
+    /// A site: when it goes on, having been asked to wait.
+    resumes_at: Option<Duration>,
+    /// Central: over how long sites shall spread their return.
+    spread: Duration,
 
     deadline: Duration,
     silence_max: Duration,
     heartbeat_at: Duration,
     compare_at: Option<Duration>,
+    /// Central: whether the replica compares, and what it is asked next; a newer question takes its place.
+    comparing: bool,
+    compare_next: Option<(u64, u64, Fingerprint)>,
+    heard_at: Option<Duration>,
     agreed_at_hello: Option<bool>,
     /// A site: life of central that its positions speak of. Central: what the site greeted with.
     known: Option<Incarnation>,
@@ -156,10 +194,20 @@ impl Session {
             vouch: Vouch::default(),
             early: Vec::new(),
             early_bytes: 0,
+            early_was_dropped: false,
+            inbox: Inbox::default(),
+            at_writer: false,
+            wants_to_wait: None,
+            put_off: None,
+            resumes_at: None,
+            spread: Duration::ZERO,
             deadline: now.elapsed + GREETING_TIMEOUT,
             silence_max: (heartbeat * 5).max(Duration::from_secs(60)),
             heartbeat_at: now.elapsed + heartbeat,
             compare_at: None,
+            comparing: false,
+            compare_next: None,
+            heard_at: None,
             agreed_at_hello: None,
             known: None,
             claimed: None,
@@ -198,13 +246,31 @@ impl Session {
         self.peer == Origin::Central
     }
 
+    pub(super) fn set_spread(&mut self, spread: Duration) {
+        self.spread = spread;
+    }
+
+    /// How it stands, for the gate.
+    pub(super) fn load(&self) -> Load {
+        let is_site = matches!(self.peer, Origin::Site(_));
+        Load {
+            bytes: self.inbox.bytes() + self.early_bytes,
+            is_ready: !self.inbox.is_empty() && self.phase != Phase::Closing,
+            at_writer: self.at_writer,
+            greeting: is_site && self.phase == Phase::Greeting && self.claimed.is_some(),
+            joining: is_site && self.phase == Phase::Joining,
+        }
+    }
+
     pub(super) fn timeout(&self) -> Duration {
         match self.phase {
             Phase::Closing => Duration::MAX,
-            Phase::Opening | Phase::Greeting | Phase::Locating { .. } | Phase::Joining => self.deadline,
+            Phase::Opening | Phase::Greeting | Phase::Waiting | Phase::Locating { .. } | Phase::Joining => {
+                self.deadline.min(self.resumes_at.unwrap_or(Duration::MAX))
+            }
             Phase::Up => {
                 let beat = if self.beats() { self.heartbeat_at } else { self.deadline };
-                let next = self.deadline.min(beat);
+                let next = self.deadline.min(beat).min(self.resumes_at.unwrap_or(Duration::MAX));
                 self.compare_at.map_or(next, |at| next.min(at))
             }
         }
@@ -223,6 +289,9 @@ impl Session {
         if now.elapsed >= self.deadline {
             self.close(CloseCode::Silent, "the peer was silent for too long", outputs);
             return;
+        }
+        if self.resumes_at.is_some_and(|at| now.elapsed >= at) {
+            self.resume(now, outputs);
         }
         if self.phase != Phase::Up {
             return;
@@ -244,13 +313,19 @@ impl Session {
         }
     }
 
-    pub(super) fn handle_opened(&mut self, now: Moment, standing: &Standing, outputs: &mut VecDeque<Output>) {
+    pub(super) fn handle_opened(
+        &mut self,
+        now: Moment,
+        standing: &Standing,
+        room: Room,
+        outputs: &mut VecDeque<Output>,
+    ) {
         self.received = standing.pulled.position;
         self.committed = standing.pulled.position;
         self.end = self.end.max(standing.end);
         match self.peer {
             Origin::Central => self.greet(now, standing, outputs),
-            Origin::Site(_) => self.answer_greeting(now, standing, outputs),
+            Origin::Site(_) => self.answer_greeting(now, standing, room, outputs),
         }
     }
 
@@ -261,6 +336,7 @@ impl Session {
         self.sent = pushed.position;
         self.acknowledged = pushed.position;
         self.vouch.greeting(standing.pulled.position, standing.end, pushed.position);
+        self.under_way.clear();
         self.known = standing.central;
         // Without a common log central may want to begin another one.
         self.may_send = standing.central.is_some();
@@ -280,16 +356,23 @@ impl Session {
         self.pump(outputs);
     }
 
-    fn answer_greeting(&mut self, now: Moment, standing: &Standing, outputs: &mut VecDeque<Output>) {
+    fn answer_greeting(
+        &mut self,
+        now: Moment,
+        standing: &Standing,
+        room: Room,
+        outputs: &mut VecDeque<Output>,
+    ) {
         let Some(claim) = self.claimed else { return };
         self.own_life = standing.incarnation;
         match &standing.greeting {
             Greeting::Forked(reason) => self.refuse(refuse::FORK, CloseCode::Fork, reason, outputs),
             // The engine ends every session for this reason.
             Greeting::Restored(reason) => self.refuse(refuse::REPLICA, CloseCode::Fork, reason, outputs),
+            Greeting::Join if !room.join => self.wants_to_wait = Some(TOO_MANY_JOINS),
             Greeting::Join => {
                 self.phase = Phase::Joining;
-                self.early.clear();
+                self.forget_early();
                 outputs.push_back(Output::Elements {
                     connection: self.connection,
                     peer: self.peer,
@@ -308,8 +391,14 @@ impl Session {
                 if let Some(agrees) = standing.agrees {
                     outputs.push_back(Output::Agreement { peer: self.peer, agrees, pulled: position });
                 }
+                // It was counted when it arrived.
+                let room = Room { bytes: room.bytes + self.early_bytes, ..room };
+                self.early_bytes = 0;
                 for (from, items) in std::mem::take(&mut self.early) {
-                    self.handle_log(from, items, None, outputs);
+                    self.handle_log(now, (from, items), None, room, outputs);
+                }
+                if std::mem::take(&mut self.early_was_dropped) {
+                    self.wants_to_wait = Some(TOO_MUCH);
                 }
                 self.pump(outputs);
             }
@@ -331,11 +420,18 @@ impl Session {
             clock: now.wall,
             incarnation: self.own_life,
             join,
+            spread_ms: u32::try_from(self.spread.as_millis()).unwrap_or(u32::MAX),
         };
         self.send(&ok, outputs);
     }
 
-    pub(super) fn handle_message(&mut self, now: Moment, message: Message, outputs: &mut VecDeque<Output>) {
+    pub(super) fn handle_message(
+        &mut self,
+        now: Moment,
+        message: Message,
+        room: Room,
+        outputs: &mut VecDeque<Output>,
+    ) {
         self.deadline = now.elapsed + self.silence_max;
         match (self.phase, self.peer, message) {
             (Phase::Closing, _, _) => {}
@@ -364,11 +460,16 @@ impl Session {
                     let reason =
                         format!("the site speaks {versions} of the protocol, central {}", version::OURS);
                     self.refuse(refuse::VERSION, CloseCode::Version, &reason, outputs);
+                } else if self.comes_early(now, outputs) {
+                    // It was told when.
+                } else if !room.greeting {
+                    self.wants_to_wait = Some(TOO_MANY_GREETINGS);
                 } else {
                     let pushed = pushed.position;
                     let claim =
                         Claim { incarnation, central, pulled, seal, pushed, fingerprint, policy_epoch };
                     self.life = Some(incarnation);
+                    self.put_off = None;
                     self.claimed = Some(claim);
                     outputs.push_back(Output::Open {
                         connection: self.connection,
@@ -380,7 +481,7 @@ impl Session {
             (
                 Phase::Greeting,
                 Origin::Central,
-                Message::HelloOk { version, pulled, agrees, clock, incarnation, join },
+                Message::HelloOk { version, pulled, agrees, clock, incarnation, join, .. },
             ) => {
                 self.peer_clock = Some(clock);
                 if version::OURS.common(version::Versions { oldest: version, newest: version }).is_none() {
@@ -426,38 +527,46 @@ impl Session {
                 outputs.push_back(Output::Refused { peer: self.peer, code, reason: reason.clone() });
                 self.close(CloseCode::Done, &reason, outputs);
             }
+            (_, Origin::Central, Message::Busy { retry_after_ms, position, reason }) => {
+                self.handle_busy(now, retry_after_ms, position, reason, outputs);
+            }
             // Central's items may arrive while the site still checks the greeting.
             (Phase::Up | Phase::Locating { .. }, _, Message::Log { from, items, seal }) => {
-                self.handle_log(from, items, seal, outputs);
+                self.handle_log(now, (from, items), seal, room, outputs);
             }
+            // What the site sent before it heard that it shall greet again.
+            (Phase::Greeting, Origin::Site(_), Message::Log { .. }) if self.put_off.is_some() => {}
             // The site sends at once; central's replica is still being asked where it stands.
             (Phase::Greeting, Origin::Site(_), Message::Log { from, items, .. })
                 if self.claimed.is_some() =>
             {
-                self.early_bytes += items.iter().map(|item| item.len()).sum::<usize>();
-                if self.early_bytes > WINDOW + BATCH {
+                let bytes = items.iter().map(|item| item.len().max(1)).sum::<usize>();
+                if self.early_bytes + bytes > WINDOW + BATCH {
                     self.close(CloseCode::Protocol, "the site sends more than the window allows", outputs);
-                } else {
+                } else if bytes <= room.bytes && !self.early_was_dropped {
+                    self.early_bytes += bytes;
                     self.early.push((from, items));
+                } else {
+                    self.early_was_dropped = true;
                 }
             }
             (Phase::Up | Phase::Locating { .. }, _, Message::Ack { position }) => {
                 self.handle_ack(now, position, outputs);
             }
             (Phase::Up, Origin::Site(_), Message::Compare { pulled, pushed, fingerprint }) => {
-                outputs.push_back(Output::Compare {
-                    connection: self.connection,
-                    peer: self.peer,
-                    pulled,
-                    pushed,
-                    fingerprint,
-                });
+                self.compare_next = Some((pulled, pushed, fingerprint));
+                self.compare(outputs);
             }
             (Phase::Up, Origin::Central, Message::Compared { pulled, agrees }) => {
                 self.handle_compared(now, pulled, agrees, outputs);
             }
             (Phase::Up | Phase::Locating { .. }, _, Message::Heartbeat { clock, telemetry }) => {
                 self.peer_clock = Some(clock);
+                // Each is a commit and an answer, so a peer that beats like mad is heard at a walking pace.
+                if self.heard_at.is_some_and(|at| now.elapsed.saturating_sub(at) < HEARD_MIN) {
+                    return;
+                }
+                self.heard_at = Some(now.elapsed);
                 outputs.push_back(Output::Heard { peer: self.peer, clock, telemetry });
                 if !self.beats() {
                     self.send(&Message::Heartbeat { clock: now.wall, telemetry: None }, outputs);
@@ -653,6 +762,7 @@ impl Session {
         self.under_way.clear();
         // Nothing is committed of the new log, and nothing of our own is with central.
         self.vouch.greeting(0, end, 0);
+        self.inbox.clear();
         self.end = self.end.max(end);
         self.may_send = true;
         self.joined = true;
@@ -682,7 +792,8 @@ impl Session {
     /// Asks for the next items when there are some and the peer can take them.
     fn pump(&mut self, outputs: &mut VecDeque<Output>) {
         let under_way: usize = self.under_way.iter().map(|(_, bytes)| bytes).sum();
-        if self.may_send && !self.reading && self.sent < self.end && under_way < WINDOW {
+        let may_send = self.may_send && self.resumes_at.is_none();
+        if may_send && !self.reading && self.sent < self.end && under_way < WINDOW {
             self.reading = true;
             outputs.push_back(Output::Read {
                 connection: self.connection,
@@ -701,7 +812,10 @@ impl Session {
         outputs: &mut VecDeque<Output>,
     ) {
         self.reading = false;
-        if let Phase::Closing | Phase::Joining = self.phase {
+        if let Phase::Closing | Phase::Joining | Phase::Waiting = self.phase {
+            return;
+        }
+        if self.resumes_at.is_some() {
             return;
         }
         // A read that was under way when the greeting moved the position is asked again.
@@ -719,11 +833,16 @@ impl Session {
 
     fn handle_log(
         &mut self,
-        from: u64,
-        items: Vec<minicbor::bytes::ByteVec>,
+        now: Moment,
+        (from, items): (u64, Vec<minicbor::bytes::ByteVec>),
         seal: Option<Seal>,
+        room: Room,
         outputs: &mut VecDeque<Output>,
     ) {
+        if from > self.received + 1 && self.put_off.is_some() {
+            // It was under way when the site was asked to wait; it will come again.
+            return;
+        }
         if from == 0 || from > self.received + 1 {
             let reason = format!("log items from {from} do not follow {}", self.received);
             self.close(CloseCode::Protocol, &reason, outputs);
@@ -731,22 +850,176 @@ impl Session {
         }
         let known = usize::try_from(self.received + 1 - from).unwrap_or(usize::MAX);
         let fresh: Vec<Vec<u8>> = items.into_iter().skip(known).map(Vec::from).collect();
+        let bytes = bytes_of(&fresh);
         if fresh.is_empty() {
             // All of it is here already: the acknowledgement was lost, so it is said again, unless it waits.
             if self.vouch.is_even() {
                 self.send(&Message::Ack { position: self.committed }, outputs);
             }
+        } else if self.comes_early(now, outputs) {
+            // It was told when.
+        } else if bytes > room.bytes {
+            self.wants_to_wait = Some(TOO_MUCH);
+        } else if self.inbox.bytes() + bytes > WINDOW + BATCH {
+            self.close(CloseCode::Protocol, "the peer sends more than the window allows", outputs);
+        } else {
+            self.put_off = None;
+            let from = self.received + 1;
+            self.received += fresh.len() as u64;
+            self.inbox.push(Batch { from, items: fresh, seal });
+        }
+    }
+
+    /// Gives the writer the next portion; the gate has let it through.
+    pub(super) fn hand_over(&mut self, outputs: &mut VecDeque<Output>) {
+        if self.phase == Phase::Closing || self.at_writer {
             return;
         }
-        let from = self.received + 1;
-        self.received += fresh.len() as u64;
-        outputs.push_back(Output::Ingest {
-            connection: self.connection,
-            peer: self.peer,
-            from,
-            items: fresh,
-            seal,
-        });
+        let next = match self.peer {
+            Origin::Central => self.inbox.take_whole(),
+            Origin::Site(_) => self.inbox.take_portion(),
+        };
+        if let Some(Batch { from, items, seal }) = next {
+            self.at_writer = true;
+            outputs.push_back(Output::Ingest {
+                connection: self.connection,
+                peer: self.peer,
+                from,
+                items,
+                seal,
+            });
+        }
+    }
+
+    /// Why the site is to be asked to come back, if it is; whoever asks calls [`Session::put_off`].
+    pub(super) fn wants_to_wait(&self) -> Option<&'static str> {
+        self.wants_to_wait
+    }
+
+    /// Central asks the site to come back after `wait`. What it has sent beyond what was taken is forgotten.
+    pub(super) fn put_off(
+        &mut self,
+        now: Moment,
+        wait: Duration,
+        reason: &str,
+        outputs: &mut VecDeque<Output>,
+    ) {
+        self.wants_to_wait = None;
+        if self.phase == Phase::Closing {
+            return;
+        }
+        if self.phase == Phase::Greeting {
+            self.claimed = None;
+            self.forget_early();
+        }
+        self.put_off = Some(PutOff { until: now.elapsed + wait, defied: 0 });
+        self.say_busy(now, wait, reason, outputs);
+    }
+
+    fn forget_early(&mut self) {
+        (self.early, self.early_bytes, self.early_was_dropped) = (Vec::new(), 0, false);
+    }
+
+    fn say_busy(&mut self, now: Moment, wait: Duration, reason: &str, outputs: &mut VecDeque<Output>) {
+        let busy = Message::Busy {
+            retry_after_ms: u32::try_from(wait.as_millis()).unwrap_or(u32::MAX),
+            position: self.received,
+            reason: reason.to_string(),
+        };
+        self.send(&busy, outputs);
+        let until = now.wall.after(wait);
+        outputs.push_back(Output::Busy { peer: self.peer, until, reason: reason.to_string() });
+    }
+
+    /// Whether the site was asked to wait and comes before its time. It hears so a few times.
+    fn comes_early(&mut self, now: Moment, outputs: &mut VecDeque<Output>) -> bool {
+        let Some(put_off) = &mut self.put_off else { return false };
+        let left = put_off.until.saturating_sub(now.elapsed);
+        if left <= TOLERANCE {
+            return false;
+        }
+        put_off.defied += 1;
+        if put_off.defied > DEFIANCE_MAX {
+            let reason = "the site was asked to wait and comes all the same";
+            self.close(CloseCode::Busy, reason, outputs);
+        } else {
+            self.say_busy(now, left, "the time to come back has not come", outputs);
+        }
+        true
+    }
+
+    /// The replica has taken a part only: the rest is beyond the site's quota.
+    pub(super) fn handle_held_back(
+        &mut self,
+        now: Moment,
+        cursor: Cursor,
+        wait: Duration,
+        reason: &str,
+        outputs: &mut VecDeque<Output>,
+    ) {
+        // What lies in the inbox follows the part that was not taken.
+        self.inbox.clear();
+        self.received = cursor.position;
+        self.handle_ingested(now, cursor, self.end, outputs);
+        self.put_off(now, wait.clamp(TOLERANCE * 2, PAUSE_MAX), reason, outputs);
+    }
+
+    /// A site is asked to wait: it keeps what it has, and goes on with what central has not taken.
+    fn handle_busy(
+        &mut self,
+        now: Moment,
+        retry_after_ms: u32,
+        position: u64,
+        reason: String,
+        outputs: &mut VecDeque<Output>,
+    ) {
+        let wait = Duration::from_millis(retry_after_ms.into()).min(PAUSE_MAX);
+        match self.phase {
+            Phase::Greeting | Phase::Waiting => {
+                self.phase = Phase::Waiting;
+                self.deadline = now.elapsed + wait + GREETING_TIMEOUT;
+            }
+            Phase::Up | Phase::Locating { .. } if (self.acknowledged..=self.sent).contains(&position) => {
+                self.sent = position;
+                while self.under_way.back().is_some_and(|(last, _)| *last > position) {
+                    self.under_way.pop_back();
+                }
+            }
+            Phase::Opening | Phase::Joining | Phase::Up | Phase::Locating { .. } | Phase::Closing => {
+                let reason = format!("a request to wait after {position} is not expected now");
+                self.close(CloseCode::Protocol, &reason, outputs);
+                return;
+            }
+        }
+        self.resumes_at = Some(now.elapsed + wait);
+        let reason = reason.chars().take(REASON).collect();
+        outputs.push_back(Output::Busy { peer: self.peer, until: now.wall.after(wait), reason });
+    }
+
+    /// The time has come: a site greets again, or sends on.
+    fn resume(&mut self, now: Moment, outputs: &mut VecDeque<Output>) {
+        self.resumes_at = None;
+        if self.phase == Phase::Waiting {
+            self.phase = Phase::Opening;
+            self.deadline = now.elapsed + GREETING_TIMEOUT;
+            outputs.push_back(Output::Open { connection: self.connection, peer: self.peer, claim: None });
+        } else {
+            self.pump(outputs);
+        }
+    }
+
+    /// Central's replica compares once at a time, whatever a site asks.
+    fn compare(&mut self, outputs: &mut VecDeque<Output>) {
+        if let Some((pulled, pushed, fingerprint)) = self.compare_next.take_if(|_| !self.comparing) {
+            self.comparing = true;
+            outputs.push_back(Output::Compare {
+                connection: self.connection,
+                peer: self.peer,
+                pulled,
+                pushed,
+                fingerprint,
+            });
+        }
     }
 
     /// Only now, after the commit, is the acknowledgement said; by a site once it can vouch for it. `end` is
@@ -758,6 +1031,7 @@ impl Session {
         end: u64,
         outputs: &mut VecDeque<Output>,
     ) {
+        self.at_writer = false;
         self.committed = self.committed.max(cursor.position);
         self.touch(now);
         match (self.phase, self.peer) {
@@ -789,6 +1063,7 @@ impl Session {
     }
 
     pub(super) fn handle_ingest_failed(&mut self, reason: &str, outputs: &mut VecDeque<Output>) {
+        self.at_writer = false;
         self.close(CloseCode::Replica, reason, outputs);
     }
 
@@ -846,9 +1121,11 @@ impl Session {
         agrees: Option<bool>,
         outputs: &mut VecDeque<Output>,
     ) {
+        self.comparing = false;
         if self.phase != Phase::Up {
             return;
         }
+        self.compare(outputs);
         self.send(&Message::Compared { pulled, agrees }, outputs);
         if let Some(agrees) = agrees {
             outputs.push_back(Output::Agreement { peer: self.peer, agrees, pulled });
@@ -912,6 +1189,7 @@ fn name_of(message: &Message) -> &'static str {
         Message::Heartbeat { .. } => "a heartbeat",
         Message::Differences { .. } => "a part of a reconciliation",
         Message::Holdings { .. } => "a part of what is held",
+        Message::Busy { .. } => "a request to wait",
     }
 }
 
@@ -919,6 +1197,7 @@ fn phase_name(phase: Phase) -> &'static str {
     match phase {
         Phase::Opening => "opening",
         Phase::Greeting => "greeting",
+        Phase::Waiting => "waiting",
         Phase::Locating { .. } => "locating",
         Phase::Joining => "joining",
         Phase::Up => "up",

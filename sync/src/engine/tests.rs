@@ -266,6 +266,7 @@ impl Pair {
             Output::Heard { .. } => {}
             Output::Agreement { agrees, .. } => self.notices.push(format!("{side} agrees: {agrees}")),
             Output::Refused { reason, .. } => self.notices.push(format!("{side} refused: {reason}")),
+            Output::Busy { reason, .. } => self.notices.push(format!("{side} busy: {reason}")),
         }
     }
 
@@ -455,7 +456,7 @@ fn h5_a_reconnect_with_nothing_changed_takes_one_round_trip() {
     pair.cut = false;
     pair.run(seconds(146));
     // Hello, HelloOk, and one heartbeat each way that carries the clock and the site's telemetry.
-    expect_test::expect!["4 frames, 205 bytes, central up, central agrees: true, site up, site agrees: true"]
+    expect_test::expect!["4 frames, 207 bytes, central up, central agrees: true, site up, site agrees: true"]
         .assert_eq(&format!("{} frames, {} bytes, {}", pair.frames, pair.bytes, pair.notices.join(", ")));
 }
 

@@ -531,6 +531,19 @@ pub enum Event {
         #[n(3)]
         upto: u64,
     },
+    /// A site is beyond its quota: central takes what is over later. Noted once in an hour.
+    #[n(40)]
+    QuotaReached {
+        /// The site.
+        #[n(0)]
+        site: SiteId,
+        /// Name of the setting.
+        #[n(1)]
+        quota: String,
+        /// Its value.
+        #[n(2)]
+        limit: u64,
+    },
     /// Central certified a key of a site.
     #[n(41)]
     CertificateIssued {

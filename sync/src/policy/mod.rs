@@ -2,13 +2,14 @@
 //!
 //! `lifecycle` has the words for what a machine and a task are doing and which step may follow which;
 //! `autonomy` says what a site may do by itself; `order` when an order may still wipe a disk; `link` what
-//! counts as cut off. Every function takes values and returns a [`Verdict`] with a [`Reason`]; none holds
+//! counts as cut off; `quota` how much a site may put into the fleet. Every function takes values and returns a [`Verdict`] with a [`Reason`]; none holds
 //! a clock or a document. The tables stand once more, written by hand, in `fixtures/policies/`.
 
 pub mod autonomy;
 pub mod lifecycle;
 pub mod link;
 pub mod order;
+pub mod quota;
 mod words;
 
 pub(crate) use words::words;

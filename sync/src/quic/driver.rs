@@ -15,13 +15,15 @@ use tokio::sync::{mpsc, watch};
 use super::choice;
 use super::connection::{Connection as Link, RecvStream, SendStream, Transport};
 use super::endpoint;
+pub use super::feed::{Feed, Inputs, feed};
+use super::line::Line;
 use super::stream::{FrameReader, FrameWriter};
 use super::tls;
 use crate::engine::{CloseCode, Connection, Engine, Input, Moment, Output};
 use crate::id::{Origin, SiteId};
 use crate::time::Timestamp;
 
-/// How long the first stream of a site may take, and the last frames before a close.
+/// How long the first stream of a site may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Frames of all connections that wait for the engine; beyond, QUIC's flow control holds the peers.
@@ -61,23 +63,6 @@ pub trait Host: Send + 'static {
     }
 }
 
-/// Hands inputs to a running driver, from any thread.
-#[derive(Clone, Debug)]
-pub struct Feed(mpsc::UnboundedSender<Input>);
-
-impl Feed {
-    /// Hands in an input. A driver that has ended does not take it, which is nobody's fault.
-    pub fn send(&self, input: Input) {
-        drop(self.0.send(input));
-    }
-}
-
-/// Makes a feed and the end of it that [`run_site`] or [`run_central`] takes.
-pub fn feed() -> (Feed, mpsc::UnboundedReceiver<Input>) {
-    let (sender, receiver) = mpsc::unbounded_channel();
-    (Feed(sender), receiver)
-}
-
 /// Where and how a site dials.
 #[derive(Clone)]
 pub struct Dialer {
@@ -101,12 +86,7 @@ impl Dialer {
 }
 
 /// Runs a site's engine until the feed ends.
-pub async fn run_site(
-    engine: Engine,
-    dialer: Dialer,
-    feed: (Feed, mpsc::UnboundedReceiver<Input>),
-    host: impl Host,
-) {
+pub async fn run_site(engine: Engine, dialer: Dialer, feed: (Feed, Inputs), host: impl Host) {
     Driver::new(engine, Some(dialer), feed.0, host).run(feed.1, None).await;
 }
 
@@ -114,7 +94,7 @@ pub async fn run_site(
 pub async fn run_central(
     engine: Engine,
     sessions: mpsc::Receiver<(SiteId, Link)>,
-    feed: (Feed, mpsc::UnboundedReceiver<Input>),
+    feed: (Feed, Inputs),
     host: impl Host,
 ) {
     Driver::new(engine, None, feed.0, host).run(feed.1, Some(sessions)).await;
@@ -129,19 +109,13 @@ enum Event {
     Stream { site: SiteId, send: SendStream, receive: RecvStream },
 }
 
-/// What the writer of a connection is told.
-enum Order {
-    Frame(Vec<u8>),
-    Close(CloseCode, String),
-}
-
 struct Driver<H> {
     engine: Engine,
     host: H,
     dialer: Option<Dialer>,
     feed: Feed,
     started: Instant,
-    lines: BTreeMap<Connection, (Origin, mpsc::UnboundedSender<Order>)>,
+    lines: BTreeMap<Connection, (Origin, Line)>,
     next: u64,
     events: (mpsc::Sender<Event>, mpsc::Receiver<Event>),
 }
@@ -152,11 +126,7 @@ impl<H: Host> Driver<H> {
         Driver { engine, host, dialer, feed, started: now(), lines: BTreeMap::new(), next: 0, events }
     }
 
-    async fn run(
-        mut self,
-        mut inputs: mpsc::UnboundedReceiver<Input>,
-        mut sessions: Option<mpsc::Receiver<(SiteId, Link)>>,
-    ) {
+    async fn run(mut self, mut inputs: Inputs, mut sessions: Option<mpsc::Receiver<(SiteId, Link)>>) {
         loop {
             while let Some(output) = self.engine.poll() {
                 self.perform(output);
@@ -214,12 +184,12 @@ impl<H: Host> Driver<H> {
             Output::Dial => self.dial(),
             Output::Send { connection, bytes } => {
                 if let Some((_, line)) = self.lines.get(&connection) {
-                    drop(line.send(Order::Frame(bytes)));
+                    line.send(bytes);
                 }
             }
             Output::Close { connection, code, reason } => {
                 if let Some((_, line)) = self.lines.get(&connection) {
-                    drop(line.send(Order::Close(code, reason)));
+                    line.close(code, reason);
                 }
             }
             other => self.host.perform(other, &self.feed),
@@ -311,9 +281,8 @@ impl<H: Host> Driver<H> {
         let connection = Connection(self.next);
         self.host.connection(peer, Some(&link));
         let name = link.remote_address().to_string();
-        let (orders, waiting) = mpsc::unbounded_channel();
-        self.lines.insert(connection, (peer, orders));
-        tokio::spawn(write(link.clone(), FrameWriter::new(send, name.clone()), waiting));
+        let line = Line::open(link.clone(), FrameWriter::new(send, name.clone()));
+        self.lines.insert(connection, (peer, line));
         let events = self.events.0.clone();
         tokio::spawn(async move {
             let reason = read(connection, FrameReader::new(receive, name), &events).await;
@@ -362,26 +331,6 @@ pub async fn resolve(central: &str) -> io::Result<SocketAddr> {
         .await?
         .next()
         .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("{central} has no address")))
-}
-
-async fn write(link: Link, mut writer: FrameWriter<SendStream>, mut orders: mpsc::UnboundedReceiver<Order>) {
-    while let Some(order) = orders.recv().await {
-        match order {
-            Order::Frame(bytes) => {
-                if writer.write_frame(&bytes).await.is_err() {
-                    return;
-                }
-            }
-            Order::Close(code, reason) => {
-                // What was said before the close should still arrive, a refusal above all.
-                let mut stream = writer.into_inner();
-                stream.finish();
-                drop(tokio::time::timeout(PATIENCE, stream.stopped()).await);
-                link.close(code.number(), &reason);
-                return;
-            }
-        }
-    }
 }
 
 async fn read(

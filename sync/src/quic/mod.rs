@@ -1,7 +1,8 @@
 //! The one part of this crate that touches a socket: QUIC with mutual TLS.
 //!
 //! From the ground up: [`tls`] says who may speak to whom, [`endpoint`] owns the UDP socket and lets peers
-//! in, [`connection`] is what a session runs over, [`stream`] cuts streams into frames and carries blobs, [`enrol`] is how a site gets its certificate.
+//! in, [`connection`] is what a session runs over, [`stream`] cuts streams into frames and carries blobs, [`enrol`] is how a site gets its certificate;
+//! [`driver`] runs the engine over it, fed by `feed`, speaking through `line`.
 //! Two protocols share the port, told apart by ALPN: [`SESSION`] between an enrolled site and central, and
 //! [`ENROLMENT`] for a machine that has no valid certificate yet.
 //!
@@ -23,6 +24,8 @@ pub mod stream;
 
 pub mod enrol;
 
+mod feed;
+mod line;
 pub mod driver;
 
 use std::io;

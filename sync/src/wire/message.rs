@@ -409,6 +409,10 @@ pub enum Message {
         /// Whether both logs begin anew, because one of both sides lives in another database than before.
         #[n(5)]
         join: bool,
+        /// Over how many milliseconds the sites shall spread their return, should all of them lose central at
+        /// once.
+        #[n(6)]
+        spread_ms: u32,
     },
     /// The sender does not go on; the connection ends.
     #[n(2)]
@@ -492,6 +496,20 @@ pub enum Message {
         /// Whether it ends here.
         #[n(1)]
         last: bool,
+    },
+    /// Central takes nothing of the site's log now. In answer to a greeting the site greets again later, over
+    /// the same connection; afterwards it sends again what follows `position`.
+    #[n(10)]
+    Busy {
+        /// How long the site shall wait.
+        #[n(0)]
+        retry_after_ms: u32,
+        /// What central has taken of the site's log in this session, committed or not.
+        #[n(1)]
+        position: u64,
+        /// Why, for people.
+        #[n(2)]
+        reason: String,
     },
 }
 
