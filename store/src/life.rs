@@ -29,7 +29,9 @@ use sync::{
 };
 
 use crate::{
-    Given, Opening, StoreError, Tx, authority, scope, view,
+    Given, Opening, StoreError, Tx, authority,
+    open::Open,
+    scope, view,
     writer::{KNOWN_TIME, RESTORED, State, meta, set_meta},
 };
 
@@ -107,8 +109,7 @@ pub(crate) fn settle(
         key,
         clock: Clock::resume(last),
         known: Timestamp(known.map_or(0, u64::from_be_bytes)),
-        open: BTreeMap::new(),
-        used: Vec::new(),
+        open: Open::default(),
     };
     if let Some(reason) = ended {
         note_life(&transaction, &mut state, &opening.given, reason)?;
