@@ -1,7 +1,8 @@
 //! The replication session as a state machine without I/O.
 //!
 //! `input` is what may happen to it, `output` what it wants done, `session` one connection with its two
-//! logs, `reconcile` how two replicas find out in which documents they differ, `backoff` the wait before the next dial, `blobs` the queue of wanted content. Whoever owns a
+//! logs, `reconcile` how two replicas find out in which documents they differ, `pack` what items of a log look like
+//! on the wire, `backoff` the wait before the next dial, `blobs` the queue of wanted content. Whoever owns a
 //! socket or a simulated wire runs the same loop: hand in an [`Input`], take [`Output`]s until there is
 //! none, wait for the next input or [`Engine::poll_timeout`].
 //!
@@ -12,6 +13,7 @@ pub mod input;
 pub mod output;
 pub mod blobs;
 pub mod reconcile;
+pub mod pack;
 mod backoff;
 mod vouch;
 mod session;
@@ -38,6 +40,8 @@ pub struct Engine {
     sessions: BTreeMap<Connection, Session>,
     telemetry: Telemetry,
     dial: Dial,
+    /// A snapshot could not be read: central is asked for changes only.
+    plain: bool,
     /// When each peer was last heard, in elapsed time; survives the session.
     heard: BTreeMap<Origin, Duration>,
     outputs: VecDeque<Output>,
@@ -70,6 +74,7 @@ impl Engine {
             sessions: BTreeMap::new(),
             telemetry: Telemetry::default(),
             dial,
+            plain: false,
             heard: BTreeMap::new(),
             outputs: VecDeque::new(),
         }
@@ -204,7 +209,7 @@ impl Engine {
             return;
         };
         self.dial = Dial::Connected { failures };
-        let session = Session::dial(connection, us, now, self.heartbeat, &mut self.outputs);
+        let session = Session::dial(connection, us, now, self.heartbeat, self.plain, &mut self.outputs);
         self.sessions.insert(connection, session);
     }
 
@@ -248,6 +253,7 @@ impl Engine {
     fn handle_closed(&mut self, now: Moment, connection: Connection, reason: &str, jitter: u16) {
         let Some(session) = self.sessions.remove(&connection) else { return };
         let peer = session.peer();
+        self.plain |= session.wants_plain();
         if session.was_up() && !self.is_up(peer) {
             self.outputs.push_back(Output::Down { peer, reason: reason.to_string() });
         }
