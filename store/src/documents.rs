@@ -40,7 +40,7 @@ impl Tx<'_> {
         if let Some(actor) = self.actor_of(doc)? {
             author.incarnation = actor;
         }
-        let document = self.state.open.get_mut(&doc).expect("it was just opened");
+        let document = self.state.open.get(doc).expect("it was just opened");
         let change = document.write(&mut author, edit);
         self.author = Some(Author { incarnation, ..author });
         self.touched.insert(doc);
@@ -60,7 +60,7 @@ impl Tx<'_> {
     ) -> Result<Option<T>, StoreError> {
         let Some(doc) = self.find(id)? else { return Ok(None) };
         self.open(doc, kind, id)?;
-        Ok(self.state.open.get(&doc).map(read))
+        Ok(self.state.open.get(doc).map(|document| read(document)))
     }
 
     /// Takes a peer's changes of one document through ingress, in the order given. Returns how many
@@ -121,7 +121,7 @@ impl Tx<'_> {
             // Central may run a newer program; what it adds is kept although it is not understood here.
             Origin::Site(_) => UnknownKeys::Keep,
         };
-        let document = self.state.open.get(&doc).expect("it was just opened");
+        let document = self.state.open.get(doc).expect("it was just opened");
         let slices: Vec<&[u8]> = batch.iter().map(Vec::as_slice).collect();
         let admission = match &judge {
             None => ingress::admit(document, &slices, unknown, Authority::Trusted),
@@ -231,10 +231,9 @@ impl Tx<'_> {
     }
 
     fn open(&mut self, doc: i64, kind: Kind, id: DocumentId) -> Result<(), StoreError> {
-        self.state.note_use(doc);
-        if !self.state.open.contains_key(&doc) {
+        if self.state.open.get(doc).is_none() {
             let document = load(self.sql, doc, kind, id)?;
-            self.state.open.insert(doc, document);
+            self.state.open.insert_loaded(doc, document);
         }
         Ok(())
     }
@@ -291,7 +290,7 @@ impl Tx<'_> {
                 self.sql.prepare_cached(&format!("DELETE FROM {table} WHERE doc = ?1"))?.execute([doc])?;
             }
             self.sql.prepare_cached("INSERT OR IGNORE INTO evicted (id) VALUES (?1)")?.execute([id])?;
-            self.state.open.remove(&doc);
+            self.state.open.remove(doc);
         }
         Ok(())
     }
@@ -316,7 +315,7 @@ impl Tx<'_> {
     /// Everything that follows from new changes of a document, in the same transaction: heads, derived
     /// rows, scope and logs, compaction.
     pub(crate) fn finish(&mut self, doc: i64, kind: Kind, changes: &[i64]) -> Result<(), StoreError> {
-        let document = self.state.open.get(&doc).expect("the document was written").clone();
+        let document = self.state.open.get(doc).expect("the document was written").clone();
         let by = self.given.by.clone();
         let mut held = fingerprint_of(self.sql, doc)?;
         for change in changes {
@@ -536,7 +535,7 @@ pub(crate) fn change_bytes(tx: &mut Tx<'_>, change: i64) -> Result<(u8, Document
     let known = Kind::from_number(kind).ok_or_else(|| malformed("unknown kind"))?;
     tx.open(doc, known, id)?;
     let found =
-        tx.state.open.get(&doc).and_then(|document| {
+        tx.state.open.get(doc).and_then(|document| {
             automerge::ReadDoc::get_change_by_hash(document.automerge(), &ChangeHash(hash))
         });
     match found {

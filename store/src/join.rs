@@ -68,7 +68,12 @@ impl Tx<'_> {
             documents,
             streams: self.stream_heads(their_stream(self.state.origin, peer))?,
             entries,
+            nothing: self.holds_nothing()?.then_some(true),
         })
+    }
+
+    fn holds_nothing(&self) -> Result<bool, StoreError> {
+        Ok(!self.sql.prepare_cached("SELECT 1 FROM documents WHERE changes > 0")?.exists([])?)
     }
 
     /// Puts into the log for `peer` what it lacks, and keeps that both have a common log from here on.
@@ -120,6 +125,9 @@ impl Tx<'_> {
         let mut changes = 0;
         // Sites before all else: a central that was restored learns from them again what it had allowed,
         // before it judges what was done since.
+        if (self.state.origin, theirs.nothing) == (Origin::Central, Some(true)) {
+            changes += self.tell_everything(peer)?;
+        }
         let (sites, others): (Vec<_>, Vec<_>) =
             theirs.documents.iter().partition(|holding| self.is_site(holding.document));
         for holding in sites.into_iter().chain(others) {
@@ -204,11 +212,27 @@ impl Tx<'_> {
     }
 
     /// What central tells a site of a document: all, if the site may have it or shows that it has some of it.
+    ///
+    /// Heads that the site does not know tell it nothing: it would give back all that it has. So what central
+    /// has of the site's own heads is told, beside central's where that is not all of them.
     fn holding_for(&mut self, peer: Origin, theirs: &Holding) -> Result<Holding, StoreError> {
         let nothing = Holding { kind: 0, document: theirs.document, heads: vec![] };
         let Some(doc) = self.find(theirs.document)? else { return Ok(nothing) };
-        let shows = !theirs.heads.is_empty() && heads_of(theirs).iter().all(|head| self.has_change(head));
-        if shows || self.is_in_scope(peer, doc)? { self.holding(theirs.document) } else { Ok(nothing) }
+        let stated = heads_of(theirs);
+        let mut known: Vec<ChangeHash> =
+            stated.iter().filter(|head| self.has_change(head)).copied().collect();
+        let has_all = !stated.is_empty() && known.len() == stated.len();
+        if !has_all && !self.is_in_scope(peer, doc)? {
+            return Ok(nothing);
+        }
+        let ours = self.holding(theirs.document)?;
+        if has_all {
+            return Ok(Holding { heads: theirs.heads.clone(), ..ours });
+        }
+        known.extend(heads_of(&ours));
+        known.sort();
+        known.dedup();
+        Ok(Holding { heads: documents::joined(&known), ..ours })
     }
 
     /// At central: a copy that the site holds and that is not in its scope leaves it once it has told all of it.
@@ -261,7 +285,7 @@ impl Tx<'_> {
                 document.automerge().get_changes(&heads).iter().map(|change| change.hash().0).collect()
             })?
             .unwrap_or_default();
-        let mut told = 0;
+        let mut rows = Vec::new();
         for hash in hashes {
             // The genesis is computed everywhere and stored nowhere.
             let change: Option<i64> = self
@@ -272,11 +296,29 @@ impl Tx<'_> {
                 )?
                 .query_row(params![hash, peer.to_string()], |row| row.get(0))
                 .optional()?;
-            if let Some(change) = change {
-                self.tell(peer, Row::Change(change))?;
-                told += 1;
-            }
+            rows.extend(change.map(Row::Change));
         }
+        let told = rows.len() as u64;
+        self.tell_all(peer, rows)?;
+        Ok(told)
+    }
+
+    /// Tells a site that holds nothing all that is in its scope, each document as a whole.
+    fn tell_everything(&mut self, peer: Origin) -> Result<u64, StoreError> {
+        let rows: Vec<Row> = {
+            // Sites first, tasks after what they need: in the order of the kinds' numbers.
+            let mut statement = self.sql.prepare_cached(
+                "SELECT change FROM changes JOIN documents ON documents.doc = changes.doc
+                     JOIN scope ON scope.doc = changes.doc
+                 WHERE scope.peer = ?1 AND inside = 1
+                     AND NOT EXISTS (SELECT 1 FROM log WHERE log.change = changes.change AND log.peer = ?1)
+                 ORDER BY kind, changes.doc, change",
+            )?;
+            let rows = statement.query_map([peer.to_string()], |row| Ok(Row::Change(row.get(0)?)))?;
+            rows.collect::<Result<_, _>>()?
+        };
+        let told = rows.len() as u64;
+        self.tell_all(peer, rows)?;
         Ok(told)
     }
 
@@ -355,12 +397,12 @@ impl Tx<'_> {
         }
         lacking.sort_unstable();
         let told = lacking.len() as u64;
+        let mut rows = Vec::with_capacity(lacking.len());
         for (again, entry) in lacking {
             let row = if again { self.record_again(stream, entry)? } else { Some(entry) };
-            if let Some(row) = row {
-                self.tell(peer, Row::Entry(row))?;
-            }
+            rows.extend(row.map(Row::Entry));
         }
+        self.tell_all(peer, rows)?;
         Ok(told)
     }
 

@@ -2,7 +2,8 @@
 //!
 //! [`Store`] is the door. `writer` owns the one writing connection: a command is a closure that runs in a
 //! transaction ([`Tx`]); several that wait are committed together, and nothing is answered before that.
-//! `documents`, `log`, `journal`, `peers`, `authority` and `quota` are what a transaction can do; `marks` keeps signed heads of the
+//! `documents` (of which `open` keeps a few in memory), `log`, `journal`, `peers`, `authority` and `quota` are what a
+//! transaction can do; `marks` keeps signed heads of the
 //! journal, `retention` trims and archives it, `audit` proves that it is what was written; `scope`, `directory` and
 //! `reset` say what a site holds; `life` says when another life of the database begins, `recovery` what central does not do after that,
 //! `backup` keeps a database and puts it back, `join` is how it meets its peers;
@@ -21,6 +22,7 @@ mod life;
 mod recovery;
 pub mod backup;
 
+mod open;
 mod documents;
 mod log;
 mod journal;

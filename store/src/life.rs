@@ -30,6 +30,7 @@ use sync::{
 
 use crate::{
     Given, Opening, StoreError, Tx, authority,
+    open::Open,
     quota::Quotas,
     scope, view,
     writer::{KNOWN_TIME, RESTORED, State, meta, set_meta},
@@ -110,8 +111,7 @@ pub(crate) fn settle(
         clock: Clock::resume(last),
         known: Timestamp(known.map_or(0, u64::from_be_bytes)),
         quotas: Quotas::default(),
-        open: BTreeMap::new(),
-        used: Vec::new(),
+        open: Open::default(),
     };
     if let Some(reason) = ended {
         note_life(&transaction, &mut state, &opening.given, reason)?;

@@ -4,6 +4,8 @@
 //! hash and the fingerprint up to a position are kept with the row, so that any position can be compared
 //! in constant time.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use rusqlite::{OptionalExtension, params};
 use sync::{
     id::Origin,
@@ -31,21 +33,37 @@ pub(crate) struct Mark {
 impl Tx<'_> {
     /// Appends to the log for `peer`.
     pub(crate) fn tell(&mut self, peer: Origin, row: Row) -> Result<(), StoreError> {
-        let adds = match &row {
-            Row::Change(change) => {
-                let mut adds = Fingerprint::default();
+        self.tell_all(peer, vec![row])
+    }
+
+    /// Appends to the log for `peer`, in this order.
+    pub(crate) fn tell_all(&mut self, peer: Origin, rows: Vec<Row>) -> Result<(), StoreError> {
+        let mut last = mark(self.sql, peer, None)?.unwrap_or_default();
+        for row in rows {
+            let mut adds = Fingerprint::default();
+            if let Row::Change(change) = &row {
                 adds.add(&change_hash(self.sql, *change)?);
-                adds
             }
-            Row::Entry(_) | Row::Note(_) => Fingerprint::default(),
-        };
-        self.tell_with(peer, row, adds)
+            last = self.extend_log(peer, last, row, adds)?;
+        }
+        self.outdate_agreement(peer)
     }
 
     /// Appends to the log for `peer` something that adds `adds` to what the peer holds, modulo 2^64 and
     /// 2^128: what takes away adds the complement.
     pub(crate) fn tell_with(&mut self, peer: Origin, row: Row, adds: Fingerprint) -> Result<(), StoreError> {
         let last = mark(self.sql, peer, None)?.unwrap_or_default();
+        self.extend_log(peer, last, row, adds)?;
+        self.outdate_agreement(peer)
+    }
+
+    fn extend_log(
+        &mut self,
+        peer: Origin,
+        last: Mark,
+        row: Row,
+        adds: Fingerprint,
+    ) -> Result<Mark, StoreError> {
         let bytes = self.item_bytes(&row)?;
         let next = Mark {
             cursor: Cursor { position: last.cursor.position + 1, rolling: last.cursor.rolling.over(&bytes) },
@@ -76,7 +94,59 @@ impl Tx<'_> {
                 next.fingerprint.sum.to_be_bytes(),
             ])?;
         self.grown.insert(peer, next.cursor.position);
-        self.outdate_agreement(peer)
+        Ok(next)
+    }
+
+    /// Puts the log for a peer that has nothing of it into another order: every document as a whole, where
+    /// its first change stood. So it travels as a snapshot. What has left the peer's scope meanwhile is not
+    /// told at all.
+    pub(crate) fn gather_log(&mut self, peer: Origin) -> Result<(), StoreError> {
+        let rows = {
+            let mut statement = self.sql.prepare_cached(
+                "SELECT log.change, entry, note, changes.doc,
+                     EXISTS (SELECT 1 FROM scope WHERE peer = ?1 AND scope.doc = changes.doc AND inside = 1)
+                 FROM log LEFT JOIN changes ON changes.change = log.change WHERE peer = ?1 ORDER BY position",
+            )?;
+            let rows = statement.query_map([peer.to_string()], |row| {
+                let told = told(row)?;
+                Ok((told, row.get::<_, Option<i64>>(3)?, row.get::<_, bool>(4)?))
+            })?;
+            rows.collect::<Result<Vec<_>, _>>()?
+        };
+        let mut documents: BTreeMap<i64, Vec<Row>> = BTreeMap::new();
+        // What left the scope and came back was told twice.
+        let mut seen: BTreeSet<i64> = BTreeSet::new();
+        for (row, doc, is_inside) in &rows {
+            if let (Row::Change(change), Some(doc), true) = (row, doc, is_inside)
+                && seen.insert(*change)
+            {
+                documents.entry(*doc).or_default().push(row.clone());
+            }
+        }
+        if rows.is_empty() || documents.values().all(|changes| changes.len() < 2) {
+            return Ok(());
+        }
+        let mut gathered = Vec::with_capacity(rows.len());
+        for (row, doc, _) in rows {
+            match (row, doc) {
+                (Row::Change(_), Some(doc)) => gathered.extend(documents.remove(&doc).unwrap_or_default()),
+                (Row::Change(_), None) => {}
+                (Row::Note(bytes), _) if is_drop(&bytes) => {}
+                (row @ (Row::Entry(_) | Row::Note(_)), _) => gathered.push(row),
+            }
+        }
+        self.sql.prepare_cached("DELETE FROM log WHERE peer = ?1")?.execute([peer.to_string()])?;
+        self.tell_all(peer, gathered)?;
+        // What is judged by positions: the peer knows all of it when it has everything.
+        let end = signed(end(self.sql, peer)?);
+        for statement in [
+            "UPDATE epochs SET told = ?2 WHERE lower(hex(site)) = ?1 AND told IS NOT NULL",
+            "UPDATE scope SET gone = ?2 WHERE peer = ?1 AND inside = 0 AND gone IS NOT NULL",
+            "UPDATE peers SET directory_at = ?2 WHERE peer = ?1 AND directory_at > 0",
+        ] {
+            self.sql.prepare_cached(statement)?.execute(params![peer.to_string(), end])?;
+        }
+        Ok(())
     }
 
     /// Reads the log for `peer` from a position, at least one item and then as many as fit.
@@ -90,13 +160,7 @@ impl Tx<'_> {
             let mut statement = self.sql.prepare_cached(
                 "SELECT change, entry, note FROM log WHERE peer = ?1 AND position >= ?2 ORDER BY position LIMIT 1024",
             )?;
-            let rows = statement.query_map(params![peer.to_string(), signed(from)], |row| {
-                Ok(match (row.get(0)?, row.get(1)?) {
-                    (Some(change), _) => Row::Change(change),
-                    (None, Some(entry)) => Row::Entry(entry),
-                    (None, None) => Row::Note(row.get(2)?),
-                })
-            })?;
+            let rows = statement.query_map(params![peer.to_string(), signed(from)], told)?;
             rows.collect::<Result<_, _>>()?
         };
         let mut items = Vec::new();
@@ -133,6 +197,19 @@ impl Tx<'_> {
             }
         })
     }
+}
+
+/// What a row of the log says, from its columns change, entry and note.
+fn told(row: &rusqlite::Row<'_>) -> rusqlite::Result<Row> {
+    Ok(match (row.get(0)?, row.get(1)?) {
+        (Some(change), _) => Row::Change(change),
+        (None, Some(entry)) => Row::Entry(entry),
+        (None, None) => Row::Note(row.get(2)?),
+    })
+}
+
+fn is_drop(note: &[u8]) -> bool {
+    minicbor::decode::<Item>(note).is_ok_and(|item| item.dropped == Some(true))
 }
 
 /// The log for `peer` at a position, or at its end. Position 0 is before the first item.

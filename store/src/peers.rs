@@ -101,6 +101,7 @@ impl Tx<'_> {
                 && claim.central.is_none();
             let exchanged = [pulled.position, claim.pushed, self.pulled(peer)?.position, bond.acknowledged];
             if is_first && exchanged == [0; 4] {
+                self.gather_log(peer)?;
                 self.settle(peer, claim.incarnation)?;
                 return Ok(Greeting::Continue);
             }

@@ -107,7 +107,7 @@ impl Tx<'_> {
                 again += u64::from(self.write_again(doc, kind, change, &writes)?);
             }
         }
-        let document = self.state.open.get(&doc).expect("it was just put there").clone();
+        let document = self.state.open.get(doc).expect("it was just put there").clone();
         self.sql
             .prepare_cached("UPDATE documents SET heads = ?2 WHERE doc = ?1")?
             .execute(params![doc, joined(&document.heads())])?;
@@ -289,7 +289,7 @@ impl Tx<'_> {
             policy_epoch: first.written.policy_epoch,
             ..present.clone()
         };
-        let document = self.state.open.get_mut(&doc).expect("it was just put there");
+        let document = self.state.open.get(doc).expect("it was just put there");
         let mut unreadable = None;
         let written = document.write(&mut author, |edit| {
             for write in writes {

@@ -148,13 +148,12 @@ fn enter(tx: &mut Tx<'_>, site: SiteId, doc: i64) -> Result<(), StoreError> {
         let rows = statement.query_map([doc], |row| row.get(0))?;
         rows.collect::<Result<_, _>>()?
     };
+    if before.is_some() {
+        // It was there and was evicted, with what the site wrote itself.
+        return tx.tell_all(peer, all.into_iter().map(Row::Change).collect());
+    }
     for change in all {
-        if before.is_none() {
-            tell_unless_source(tx, peer, change)?;
-        } else {
-            // It was there and was evicted, with what the site wrote itself.
-            tx.tell(peer, Row::Change(change))?;
-        }
+        tell_unless_source(tx, peer, change)?;
     }
     // What the site holds of it already, nobody knows: it is all there when it has everything.
     if in_doubt { unsettle(tx, peer) } else { Ok(()) }

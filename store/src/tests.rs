@@ -50,6 +50,58 @@ fn central(folder: &Path) -> (Store, SiteId, sync::id::NodeId) {
 }
 
 #[test]
+fn p15_documents_touched_in_turn_stay_few_in_memory_also_within_one_commit() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, lyon, _) = central(folder.path());
+    let mac = |number: u16| {
+        let [high, low] = number.to_be_bytes();
+        MacAddr([0x52, 0x54, 0, 1, high, low])
+    };
+    let most = open::OPEN_DOCUMENTS;
+    let seen = store.run(given(4), move |tx| {
+        let mut seen = 0;
+        for number in 0..600 {
+            create_node(tx, mac(number), lyon, &format!("pos-{number}"))?;
+            seen = seen.max(tx.documents_open());
+        }
+        Ok(seen)
+    });
+    assert_eq!(seen.unwrap(), most);
+    // Whoever is asked for again is read from the disk, as the same commit left it there.
+    let rename = move |tx: &mut Tx<'_>| {
+        let (before, mut seen) = (tx.documents_loaded(), 0);
+        for number in 0..600 {
+            let hostname = Some(format!("till-{number}"));
+            let id = sync::id::NodeId::of(mac(number));
+            edit(tx, id, &NodeEdit { hostname, ..NodeEdit::default() })?;
+            edit(tx, id, &NodeEdit { wanted: Some(Wanted::Ignored), ..NodeEdit::default() })?;
+            seen = seen.max(tx.documents_open());
+        }
+        Ok((seen, tx.documents_loaded() - before))
+    };
+    let (seen, loaded) = store.run(given(5), rename).unwrap();
+    assert_eq!(seen, most);
+    assert!((344..=600).contains(&loaded), "{loaded} of 600 were read");
+    let rows = store.read(|view| view.nodes(&NodeFilter::default())).unwrap();
+    let renamed =
+        rows.iter().filter(|row| row.hostname.starts_with("till-") && row.wanted == Wanted::Ignored);
+    assert_eq!(renamed.count(), 600);
+
+    // What a command wrote before it failed is forgotten with it.
+    let fails = store.run(given(6), move |tx| {
+        for number in 0..600 {
+            let id = sync::id::NodeId::of(mac(number));
+            edit(tx, id, &NodeEdit { hostname: Some("lost".into()), ..NodeEdit::default() })?;
+        }
+        create_node(tx, MAC, lyon, "twice").map(drop)
+    });
+    assert!(fails.is_err());
+    store.run(given(7), |tx| tx.rebuild_views()).unwrap();
+    let after = store.read(|view| view.nodes(&NodeFilter::default())).unwrap();
+    assert_eq!(after, rows);
+}
+
+#[test]
 fn what_was_committed_is_there_after_the_next_start() {
     let folder = tempfile::tempdir().unwrap();
     let (store, lyon, node) = central(folder.path());

@@ -17,12 +17,12 @@ use std::{
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension, TransactionBehavior, params};
 use sync::{
-    document::{Author, Document},
+    document::Author,
     id::{Incarnation, Origin},
     time::{Clock, Timestamp},
 };
 
-use crate::{Given, Opening, StoreError, life, quota::Quotas, schema, view};
+use crate::{Given, Opening, StoreError, life, open::Open, quota::Quotas, schema, view};
 
 /// Commands that share one commit at most.
 const GROUP: usize = 64;
@@ -30,9 +30,6 @@ const GROUP: usize = 64;
 /// Commands of people and machines that wait at most: sixteen commits, a few hundred milliseconds on a slow
 /// disk. Whoever comes then is told at once, and not after a time-out.
 const WAITING: usize = 16 * GROUP;
-
-/// Documents that stay open, at about 17 KB each.
-const OPEN_DOCUMENTS: usize = 256;
 
 /// What a commit changed for the peers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -68,9 +65,7 @@ pub(crate) struct State {
     /// The latest instant that our own clock showed at a write, unless central said that it was ahead.
     pub(crate) known: Timestamp,
     pub(crate) quotas: Quotas,
-    pub(crate) open: BTreeMap<i64, Document>,
-    /// Use of open documents, oldest first, for eviction.
-    pub(crate) used: Vec<i64>,
+    pub(crate) open: Open,
 }
 
 /// A transaction, as one command sees it.
@@ -261,7 +256,6 @@ fn work(
                 finish(outcome.clone());
             }
         }
-        evict(&mut state);
     }
 }
 
@@ -301,7 +295,7 @@ fn commit_group(
                 Err(_) => {
                     transaction.execute_batch("ROLLBACK TO command; RELEASE command")?;
                     // What the command wrote into open documents is not in the database.
-                    state.open.retain(|doc, _| !touched.contains(doc));
+                    state.open.forget(&touched);
                     state.incarnation = incarnation;
                 }
             }
@@ -322,32 +316,6 @@ fn commit_group(
     (finishes, outcome.map(|()| committed))
 }
 
-fn evict(state: &mut State) {
-    let State { open, used, .. } = state;
-    if open.len() > OPEN_DOCUMENTS {
-        let surplus = open.len() - OPEN_DOCUMENTS;
-        // The newest use of a document counts: keep the last mention of each.
-        let mut seen = BTreeSet::new();
-        let mut order: Vec<i64> = used.iter().rev().copied().filter(|doc| seen.insert(*doc)).collect();
-        order.reverse();
-        for doc in order.iter().take(surplus) {
-            open.remove(doc);
-        }
-        *used = order.split_off(surplus.min(order.len()));
-    }
-}
-
-impl State {
-    pub(crate) fn note_use(&mut self, doc: i64) {
-        if self.used.last() != Some(&doc) {
-            self.used.push(doc);
-        }
-        if self.used.len() > 16 * OPEN_DOCUMENTS {
-            self.used.drain(..8 * OPEN_DOCUMENTS);
-        }
-    }
-}
-
 impl Tx<'_> {
     /// Whose replica this is.
     pub fn origin(&self) -> Origin {
@@ -362,6 +330,16 @@ impl Tx<'_> {
     /// Person, rule or program that acts.
     pub fn by(&self) -> &str {
         &self.given.by
+    }
+
+    /// How many documents were read from the disk since the database was opened.
+    pub fn documents_loaded(&self) -> u64 {
+        self.state.open.loaded()
+    }
+
+    /// How many documents are in memory just now.
+    pub fn documents_open(&self) -> usize {
+        self.state.open.len()
     }
 
     /// Derived tables as they are inside this transaction.

@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeMap, path::Path, time::Duration};
 
-use harness::world::World;
+use harness::world::{Ending, World};
 use store::command::{
     boot::{self, Answered},
     node::{self, NodeEdit},
@@ -16,9 +16,9 @@ use store::command::{
 use sync::{
     blob::Digest,
     document::workflow::Identity,
-    engine::{Connection, Input, Output},
+    engine::{Connection, Input, Output, pack},
     id::{MacAddr, NodeId, Origin, ReportId, SiteId},
-    wire::{Message, frame},
+    wire::{Item, Message, frame},
 };
 
 const BYTES: usize = 16 << 10;
@@ -86,6 +86,17 @@ fn samples() -> Vec<Vec<u8>> {
         live(&mut world, lyon, MacAddr([0x52, 0x54, 0, 0, 8, number]), false);
     }
     collect(&world, Origin::Site(lyon), Origin::Central, &mut samples);
+    world.set_link(lyon, true);
+    world.until("both agree", Duration::from_secs(600), |world| world.in_agreement(lyon));
+    // The site's disk is replaced: everything is told once more, also what the site wrote itself.
+    world.end(Origin::Site(lyon), Ending::Stopped);
+    std::fs::remove_dir_all(world.path(Origin::Site(lyon))).expect("the old disk goes");
+    world.start(Origin::Site(lyon));
+    world.comes_to(Duration::from_secs(600), |world| {
+        let peer = world.store(Origin::Central).read(|view| view.peer(Origin::Site(lyon))).unwrap();
+        peer.acknowledged == 0 && peer.end > 0
+    });
+    collect(&world, Origin::Central, Origin::Site(lyon), &mut samples);
     samples
 }
 
@@ -121,18 +132,35 @@ fn live(world: &mut World, lyon: SiteId, mac: MacAddr, installs: bool) {
     }
 }
 
-/// The log of one replica for another, in frames of one, four and sixteen items.
+/// The log of one replica for another as it is on the wire, in frames of few and of many items; and whole
+/// documents, whether or not that is shorter with the dictionary of today.
 fn collect(world: &World, from: Origin, peer: Origin, samples: &mut Vec<Vec<u8>>) {
     let given = store::Given { now: world.wall(), by: "sync".into(), entropy: [0; 32] };
     let read = Output::Read { connection: Connection(1), peer, from: 1, max_bytes: 64 << 20 };
     let Some(Input::Read { items, .. }) = world.store(from).answer_now(read, given).unwrap() else {
         panic!("a replica reads its log");
     };
+    let mut frame = |items: Vec<Vec<u8>>| {
+        let message =
+            Message::Log { from: 7, items: items.into_iter().map(Into::into).collect(), seal: None };
+        samples.push(frame::encode_plain(&message)[1..].to_vec());
+    };
     for many in [1, 4, 16] {
         for items in items.chunks(many) {
-            let items = items.iter().cloned().map(Into::into).collect();
-            let message = Message::Log { from: 7, items, seal: None };
-            samples.push(frame::encode_plain(&message)[1..].to_vec());
+            frame(pack::pack(items.to_vec(), peer != Origin::Central));
+        }
+    }
+    let mut documents: BTreeMap<_, Vec<Vec<u8>>> = BTreeMap::new();
+    for bytes in items {
+        let item: Item = minicbor::decode(&bytes).expect("an item of our own");
+        if let (Some(document), Some(_)) = (item.document, &item.change) {
+            documents.entry(document).or_default().push(bytes);
+        }
+    }
+    let wholes: Vec<Vec<u8>> = documents.values().filter_map(|items| pack::whole(items)).collect();
+    for many in [1, 3] {
+        for wholes in wholes.chunks(many) {
+            frame(wholes.to_vec());
         }
     }
 }

@@ -107,6 +107,15 @@ impl Eye {
             .optional()
     }
 
+    /// How many changes of a document are kept in a snapshot only.
+    pub fn compacted(&self, id: DocumentId) -> Result<i64> {
+        self.number(
+            "SELECT count(*) FROM changes JOIN documents ON documents.doc = changes.doc
+             WHERE id = ?1 AND bytes IS NULL",
+            [id.as_bytes()],
+        )
+    }
+
     /// Opens a document from its stored bytes.
     ///
     /// # Errors

@@ -2,7 +2,7 @@
 //!
 //! `random` is where every run's choices come from. `world` joins stores and engines over links in memory
 //! under one virtual clock; `link` is what a line does to frames, `disk` what becomes of files, `hostile`
-//! what a site that means harm sends, `eye` looks into a database without its store, `history` keeps what
+//! what a site that means harm sends, `fleet` a branch with many machines, `eye` looks into a database without its store, `history` keeps what
 //! happened in words. `damage` is what disks and people do to a replica. `corpus` is what a played fleet says
 //! to each other, and `mutant` makes of it what nobody honest would say. `programs` starts the shipped
 //! programs, `wire` is the UDP path between them that can be cut, `rest` reads what they say, and `machine`
@@ -21,6 +21,7 @@ pub mod world;
 pub mod damage;
 pub mod corpus;
 pub mod mutant;
+pub mod fleet;
 
 pub mod programs;
 pub mod wire;

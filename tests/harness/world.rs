@@ -158,6 +158,8 @@ pub struct World {
     pub frames: u64,
     /// Bytes of them.
     pub bytes: u64,
+    /// The same by who sent them.
+    pub bytes_of: BTreeMap<Origin, u64>,
     heartbeat: Duration,
     folder: tempfile::TempDir,
     now: Duration,
@@ -191,6 +193,7 @@ impl World {
             meddle: None,
             frames: 0,
             bytes: 0,
+            bytes_of: BTreeMap::new(),
             heartbeat,
             folder: disk::folder(),
             now: Duration::ZERO,
@@ -752,6 +755,7 @@ impl World {
     fn send(&mut self, origin: Origin, connection: Connection, mut bytes: Vec<u8>) {
         self.frames += 1;
         self.bytes += bytes.len() as u64;
+        *self.bytes_of.entry(origin).or_default() += bytes.len() as u64;
         if let Origin::Site(site) = origin
             && let Some(percent) = self.hostile.get(&site).copied()
             && self.random.chance(percent)

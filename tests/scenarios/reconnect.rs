@@ -1,8 +1,11 @@
-//! What a reconnect costs when nothing has changed.
+//! What it costs two replicas to come together again, in bytes, round trips and documents read.
 
 use std::time::Duration;
 
-use harness::world::World;
+use harness::{
+    fleet,
+    world::{Ending, World},
+};
 use store::{
     command::node,
     view::{JournalFilter, JournalRow},
@@ -54,4 +57,41 @@ fn h5_a_site_whose_first_greeting_was_answered_in_vain_just_greets_again() {
     let entries = world.store(Origin::Central).read(|view| view.journal(&all)).unwrap();
     let joined = |row: &JournalRow| matches!(row.event, Some(Event::ReplicaJoined { .. }));
     assert!(!entries.iter().any(joined), "nothing was to be found out");
+}
+
+#[test]
+fn p6_h5_a_thousand_machines_come_back_in_few_bytes_and_round_trips() {
+    let mut world = World::new(21);
+    let lyon = world.add_site("lyon");
+    let machines = fleet::machines(1_000);
+    fleet::fill(&mut world, lyon, &machines);
+
+    let (unchanged, loaded) = fleet::reconnect(&mut world, lyon);
+    assert!(unchanged.up <= 256 && unchanged.down <= 256, "{unchanged}");
+    assert!(unchanged.round_trips <= 1.0, "{unchanged}");
+    assert_eq!(loaded, 0, "heads and counts stand beside the documents");
+
+    let by_log = fleet::catch_up(&mut world, lyon, &machines, "1", false);
+    assert!(by_log.up + by_log.down <= 2_000, "{by_log}");
+    assert!(by_log.round_trips <= 1.0, "{by_log}");
+
+    let reconciled = fleet::catch_up(&mut world, lyon, &machines, "2", true);
+    assert!(reconciled.up + reconciled.down <= 12_000, "{reconciled}");
+    // The greeting that finds out that there is no common log, two to find the documents, one to fetch.
+    assert!(reconciled.round_trips <= 4.0, "{reconciled}");
+
+    // The disk of the site is replaced: everything comes back, also what the site wrote itself.
+    let before = heads(&mut world, Origin::Site(lyon));
+    world.set_link(lyon, false);
+    world.end(Origin::Site(lyon), Ending::Stopped);
+    std::fs::remove_dir_all(world.path(Origin::Site(lyon))).expect("the old disk goes");
+    world.start(Origin::Site(lyon));
+    let first = fleet::heal(&mut world, lyon, |world| world.in_agreement(lyon));
+    assert_eq!(heads(&mut world, Origin::Site(lyon)), before);
+    assert!(first.up < 20_000 && first.down < 300 * 1_000, "{first}");
+    expect_test::expect![[r#""#]].assert_eq(&format!("{unchanged}\n{by_log}\n{reconciled}\n{first}"));
+}
+
+fn heads(world: &mut World, origin: Origin) -> Vec<(sync::id::DocumentId, Vec<u8>)> {
+    world.eye(origin).held().expect("a list of documents")
 }

@@ -152,6 +152,20 @@ impl Document {
         })
     }
 
+    /// The same for many, in any order. One that depends on what is not there waits unseen: ask
+    /// [`Document::has`].
+    ///
+    /// # Errors
+    /// What Automerge says; the document may hold a part of them then.
+    pub fn apply_all(&mut self, changes: Vec<Change>) -> Result<(), DocumentError> {
+        let (kind, id) = (self.kind, self.id);
+        self.automerge.apply_changes(changes).map_err(|source| DocumentError::Apply {
+            kind,
+            id,
+            source: Box::new(source),
+        })
+    }
+
     /// Writes registers in one change and returns it, or nothing when `write` wrote nothing.
     ///
     /// The change's actor is the author's incarnation, its time the author's stamp.

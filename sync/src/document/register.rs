@@ -184,6 +184,8 @@ impl<V> Register<V> {
 pub struct Edit<'a> {
     transaction: Transaction<'a>,
     author: &'a mut Author,
+    /// Of the register that was written last.
+    nonce: Option<Nonce>,
 }
 
 impl Edit<'_> {
@@ -217,7 +219,13 @@ impl Edit<'_> {
 
     fn put(&mut self, within: Option<&'static str>, key: &str, mut fields: Fields, why: &str) -> Nonce {
         let parent = container(&self.transaction, within).expect("genesis made the container");
-        let nonce = self.author.entropy.nonce();
+        // Each tells its register's writing from an equal one, which takes no randomness of its own: numbers
+        // that follow each other are half as long on the wire.
+        let nonce = match self.nonce {
+            None => self.author.entropy.nonce(),
+            Some(Nonce(last)) => Nonce(u64::from_be_bytes(last).wrapping_add(1).to_be_bytes()),
+        };
+        self.nonce = Some(nonce);
         fields.extend([
             ("by".to_string(), Field::Str(self.author.by.clone())),
             ("site".to_string(), Field::Str(self.author.site.to_string())),
@@ -238,7 +246,7 @@ pub(super) fn transact(
     write: impl FnOnce(&mut Edit<'_>),
 ) -> Option<ChangeHash> {
     let at = author.at;
-    let mut edit = Edit { transaction: automerge.transaction(), author };
+    let mut edit = Edit { transaction: automerge.transaction(), author, nonce: None };
     write(&mut edit);
     edit.transaction.commit_with(CommitOptions::default().with_time(at.0)).0
 }

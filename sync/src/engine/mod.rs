@@ -1,8 +1,9 @@
 //! The replication session as a state machine without I/O.
 //!
 //! `input` is what may happen to it, `output` what it wants done, `session` one connection with its two
-//! logs, `reconcile` how two replicas find out in which documents they differ, `pressure` how much is taken in at
-//! once, `backoff` the wait before the next dial, `blobs` the queue of wanted content. Whoever owns a
+//! logs, `reconcile` how two replicas find out in which documents they differ, `pack` what items of a log look like
+//! on the wire, `pressure` how much is taken in at once, `backoff` the wait before the next dial, `blobs` the queue
+//! of wanted content. Whoever owns a
 //! socket or a simulated wire runs the same loop: hand in an [`Input`], take [`Output`]s until there is
 //! none, wait for the next input or [`Engine::poll_timeout`].
 //!
@@ -13,6 +14,7 @@ pub mod input;
 pub mod output;
 pub mod blobs;
 pub mod reconcile;
+pub mod pack;
 mod backoff;
 mod pressure;
 mod vouch;
@@ -41,6 +43,8 @@ pub struct Engine {
     sessions: BTreeMap<Connection, Session>,
     telemetry: Telemetry,
     dial: Dial,
+    /// A snapshot could not be read: central is asked for changes only.
+    plain: bool,
     /// When each peer was last heard, in elapsed time; survives the session.
     heard: BTreeMap<Origin, Duration>,
     gate: Gate,
@@ -76,6 +80,7 @@ impl Engine {
             sessions: BTreeMap::new(),
             telemetry: Telemetry::default(),
             dial,
+            plain: false,
             heard: BTreeMap::new(),
             gate: Gate::default(),
             spread: Duration::ZERO,
@@ -258,7 +263,7 @@ impl Engine {
             return;
         };
         self.dial = Dial::Connected { failures };
-        let session = Session::dial(connection, us, now, self.heartbeat, &mut self.outputs);
+        let session = Session::dial(connection, us, now, self.heartbeat, self.plain, &mut self.outputs);
         self.sessions.insert(connection, session);
     }
 
@@ -311,6 +316,7 @@ impl Engine {
         self.gate.note(connection, Load::default());
         self.hand_over();
         let peer = session.peer();
+        self.plain |= session.wants_plain();
         if session.was_up() && !self.is_up(peer) {
             self.outputs.push_back(Output::Down { peer, reason: reason.to_string() });
         }

@@ -18,7 +18,8 @@ use crate::id::DocumentId;
 /// Longest message that is taken, its parts put together.
 pub(super) const MAX_MESSAGE: usize = 4 << 20;
 
-/// A document as it is compared: its id, then half the digest of its heads.
+/// A document as it is compared: its id, then 8 bytes of the digest of its heads, then zeros, which pack to
+/// nothing. Two states of one document have to differ in them, not any two documents.
 pub type Element = [u8; 32];
 
 /// The element of a document with these sorted heads, 32 bytes each.
@@ -27,7 +28,7 @@ pub fn element(document: DocumentId, heads: &[u8]) -> Element {
     hasher.update(heads);
     let mut element = [0; 32];
     element[..16].copy_from_slice(document.as_bytes());
-    element[16..].copy_from_slice(&hasher.finalize().as_bytes()[..16]);
+    element[16..24].copy_from_slice(&hasher.finalize().as_bytes()[..8]);
     element
 }
 

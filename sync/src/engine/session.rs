@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use super::{
     Claim, CloseCode, Connection, Greeting, Moment, Output, Standing,
+    pack::{self, UnpackError},
     pressure::{Batch, DEFIANCE_MAX, HEARD_MIN, Inbox, Load, Room, TOLERANCE, bytes_of},
     reconcile::{Comparison, Element, MAX_MESSAGE},
     vouch::Vouch,
@@ -21,7 +22,7 @@ use crate::{
 };
 
 /// Bytes of our log that may be under way without an acknowledgement.
-const WINDOW: usize = 1 << 20;
+pub(super) const WINDOW: usize = 1 << 20;
 
 /// Bytes of log items read and sent at once; with its frame it stays below [`wire::MAX_FRAME`].
 const BATCH: usize = 128 << 10;
@@ -149,6 +150,10 @@ pub(super) struct Session {
     /// Both have joined in this session and have not compared since: doing so again at once would not help.
     joined: bool,
     peer_clock: Option<Timestamp>,
+    /// Our log has grown since it was last read.
+    grown: bool,
+    /// The site cannot read a snapshot that central sent, so central sends none.
+    plain: bool,
 }
 
 impl Session {
@@ -158,10 +163,12 @@ impl Session {
         us: SiteId,
         now: Moment,
         heartbeat: Duration,
+        plain: bool,
         outputs: &mut VecDeque<Output>,
     ) -> Self {
         outputs.push_back(Output::Open { connection, peer: Origin::Central, claim: None });
-        Session::new(connection, us, Origin::Central, Phase::Opening, now, heartbeat)
+        let session = Session::new(connection, us, Origin::Central, Phase::Opening, now, heartbeat);
+        Session { plain, ..session }
     }
 
     /// Central's session, which begins by waiting for the site's greeting.
@@ -216,11 +223,18 @@ impl Session {
             joining: Joining::default(),
             joined: false,
             peer_clock: None,
+            grown: false,
+            plain: false,
         }
     }
 
     pub(super) fn peer(&self) -> Origin {
         self.peer
+    }
+
+    /// A site: whether central must send changes only.
+    pub(super) fn wants_plain(&self) -> bool {
+        self.peer == Origin::Central && self.plain
     }
 
     pub(super) fn is_up(&self) -> bool {
@@ -351,6 +365,7 @@ impl Session {
             clock: now.wall,
             central: standing.central,
             seal: standing.seal,
+            plain: self.plain.then_some(true),
         };
         self.send(&hello, outputs);
         self.pump(outputs);
@@ -449,9 +464,11 @@ impl Session {
                     central,
                     seal,
                     policy_epoch,
+                    plain,
                 },
             ) if self.claimed.is_none() => {
                 self.peer_clock = Some(clock);
+                self.plain = plain == Some(true);
                 if site != self.site {
                     let reason =
                         format!("the certificate is for site {}, the greeting for {site}", self.site);
@@ -647,6 +664,13 @@ impl Session {
             return;
         }
         self.deadline = now.elapsed + self.silence_max;
+        if self.peer == Origin::Central && elements.is_empty() {
+            // Whoever holds nothing has nothing to compare, and central nothing to answer but all it has.
+            self.end = 0;
+            let (connection, peer) = (self.connection, self.peer);
+            outputs.push_back(Output::Hold { connection, peer, documents: vec![] });
+            return;
+        }
         let mut comparison = match Comparison::new(elements) {
             Ok(comparison) => comparison,
             Err(reason) => return self.close(CloseCode::Replica, &reason, outputs),
@@ -719,6 +743,7 @@ impl Session {
                 documents: cut(&mut rest.documents),
                 streams: cut(&mut rest.streams),
                 entries: cut(&mut rest.entries),
+                nothing: rest.nothing.take(),
             };
             let last = rest == Holdings::default();
             self.send(&Message::Holdings { part, last }, outputs);
@@ -733,6 +758,7 @@ impl Session {
         all.documents.extend(part.documents);
         all.streams.extend(part.streams);
         all.entries.extend(part.entries);
+        all.nothing = all.nothing.or(part.nothing);
         if all.documents.len() + all.streams.len() + all.entries.len() > MAX_HOLDINGS {
             let reason = format!("the peer holds more than {MAX_HOLDINGS} things");
             return self.close(CloseCode::Protocol, &reason, outputs);
@@ -785,6 +811,7 @@ impl Session {
 
     pub(super) fn handle_changed(&mut self, now: Moment, end: u64, outputs: &mut VecDeque<Output>) {
         self.end = self.end.max(end);
+        self.grown = true;
         self.touch(now);
         self.pump(outputs);
     }
@@ -795,6 +822,7 @@ impl Session {
         let may_send = self.may_send && self.resumes_at.is_none();
         if may_send && !self.reading && self.sent < self.end && under_way < WINDOW {
             self.reading = true;
+            self.grown = false;
             outputs.push_back(Output::Read {
                 connection: self.connection,
                 peer: self.peer,
@@ -825,8 +853,12 @@ impl Session {
             self.vouch_before(last, outputs);
             self.sent = last;
             self.under_way.push_back((self.sent, bytes));
-            let items = items.into_iter().map(Into::into).collect();
+            let with_snapshots = self.peer != Origin::Central && !self.plain;
+            let items = pack::pack(items, with_snapshots).into_iter().map(Into::into).collect();
             self.send(&Message::Log { from, items, seal }, outputs);
+        } else if from == self.sent + 1 && !self.grown {
+            // The log began anew and is shorter than what we heard of it before.
+            self.end = self.sent;
         }
         self.pump(outputs);
     }
@@ -848,8 +880,16 @@ impl Session {
             self.close(CloseCode::Protocol, &reason, outputs);
             return;
         }
+        let items = match pack::unpack(items, self.peer == Origin::Central) {
+            Ok(items) => items,
+            Err(error) => {
+                // The next session is asked to do without; each change is then judged by itself.
+                self.plain |= matches!(error, UnpackError::Snapshot { .. });
+                return self.close(CloseCode::Protocol, &error.to_string(), outputs);
+            }
+        };
         let known = usize::try_from(self.received + 1 - from).unwrap_or(usize::MAX);
-        let fresh: Vec<Vec<u8>> = items.into_iter().skip(known).map(Vec::from).collect();
+        let fresh: Vec<Vec<u8>> = items.into_iter().skip(known).collect();
         let bytes = bytes_of(&fresh);
         if fresh.is_empty() {
             // All of it is here already: the acknowledgement was lost, so it is said again, unless it waits.

@@ -51,6 +51,9 @@ impl Logs {
     /// Puts what the peer lacks into the log, and returns what is held of what the peer named.
     fn join(&mut self, life: Incarnation, theirs: &Holdings) -> Holdings {
         let ours: Vec<Holding> = theirs.documents.iter().map(|it| self.holding(it.document)).collect();
+        if theirs.nothing == Some(true) {
+            self.own.extend(self.held.iter().cloned());
+        }
         let lacking = theirs.documents.iter().filter(|it| it.kind == 0).map(|it| it.document);
         for document in lacking.collect::<Vec<_>>() {
             let item = self.held.iter().find(|item| name_of_item(item) == document);
@@ -205,7 +208,8 @@ impl Pair {
             }
             Output::Hold { connection, documents, .. } => {
                 let documents = documents.iter().map(|document| logs.holding(*document)).collect();
-                let holdings = Holdings { documents, ..Holdings::default() };
+                let nothing = logs.held.is_empty().then_some(true);
+                let holdings = Holdings { documents, nothing, ..Holdings::default() };
                 engine.handle(now, Input::Held { connection, holdings });
             }
             Output::Join { connection, life, holdings, .. } => {
@@ -609,6 +613,7 @@ fn p15_a_peer_that_breaks_the_protocol_is_closed_in_words() {
             clock: Timestamp(0),
             central: None,
             seal: None,
+            plain: None,
         })
     };
     check(
@@ -631,4 +636,62 @@ fn a_million_bytes_flow_in_bounded_frames() {
     pair.run(seconds(30));
     assert_eq!(pair.at_central.theirs.len(), 600);
     assert_eq!(pair.at_site.acknowledged, 600);
+}
+
+/// What is in frames.
+fn messages(wire: &VecDeque<(bool, Vec<u8>)>) -> Vec<Message> {
+    wire.iter().map(|(_, bytes)| wire::decode(bytes).expect("a frame")).collect()
+}
+
+#[test]
+fn h6_a_site_that_cannot_read_a_snapshot_asks_for_changes_and_goes_on() {
+    let mut pair = Pair::new();
+    pair.write(false, "c1");
+    pair.write(false, "c2");
+    pair.run(seconds(5));
+    assert_eq!(pair.at_site.theirs.len(), 2);
+
+    // Central sends something that only looks like a document.
+    let connection = pair.open.expect("a session");
+    let snapshot = wire::Snapshot { kind: 3, bytes: b"damaged".to_vec(), ..wire::Snapshot::default() };
+    let item = wire::Item { snapshot: Some(snapshot), ..wire::Item::default() };
+    let bytes = wire::encode(&Message::Log { from: 3, items: vec![item.to_bytes().into()], seal: None });
+    let now = pair.moment();
+    pair.site.handle(now, Input::Frame { connection, bytes });
+    pair.run(seconds(6));
+    let closed = pair.notices.iter().find(|notice| notice.contains("cannot be taken apart"));
+    assert!(closed.is_some_and(|notice| notice.starts_with("site closes")), "{:?}", pair.notices);
+
+    // The next greeting asks for changes only, and nothing else is different.
+    pair.write(false, "c3");
+    pair.run(seconds(60));
+    assert_eq!(pair.at_site.theirs.len(), 3);
+    assert_eq!(pair.next, 2, "it dialled once more: {:?}", pair.notices);
+    let connection = Connection(99);
+    let mut outputs = VecDeque::new();
+    let now = pair.moment();
+    pair.site.sessions.clear();
+    pair.site.dial = Dial::Dialing { failures: 0 };
+    pair.site.handle(now, Input::Dialed { connection });
+    while let Some(output) = pair.site.poll() {
+        if let Output::Open { claim: None, .. } = &output {
+            let standing = Standing {
+                incarnation: pair.at_site.life(),
+                policy_epoch: 0,
+                pulled: Cursor::default(),
+                pushed: Some(Cursor::default()),
+                end: 0,
+                fingerprint: Fingerprint::default(),
+                agrees: None,
+                central: None,
+                seal: None,
+                greeting: Greeting::Continue,
+            };
+            pair.site.handle(now, Input::Opened { connection, standing: Box::new(standing) });
+        } else if let Output::Send { bytes, .. } = output {
+            outputs.push_back((true, bytes));
+        }
+    }
+    let asks = messages(&outputs);
+    assert!(matches!(asks[..], [Message::Hello { plain: Some(true), .. }]), "{asks:?}");
 }

@@ -539,8 +539,8 @@ mod tests {
             more than 4 MiB: snapshot has 4194305 bytes, more than 4194304
             compressed columns: column 0x0a is compressed
             a change: chunk is of type 1, not a document (0)
-            two of them: chunk claims 22998 bytes and has 46008
-            cut short: chunk claims 22998 bytes and has 22989
+            two of them: chunk claims 22997 bytes and has 46006
+            cut short: chunk claims 22997 bytes and has 22988
             a wrong checksum: checksum does not match the content
             another document's: snapshot cannot be loaded: snapshot of node 07070707070707070707070707070707 has another genesis
             another kind's: snapshot cannot be loaded: snapshot of node 07070707070707070707070707070707 has another genesis

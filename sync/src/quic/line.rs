@@ -187,6 +187,7 @@ mod tests {
             clock: crate::time::Timestamp(1),
             central: Some(LIFE),
             seal: None,
+            plain: None,
         };
         writer.write_frame(&wire::encode(&hello)).await.unwrap();
         let lie = async {

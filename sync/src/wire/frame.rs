@@ -98,6 +98,12 @@ pub fn encode(message: &Message) -> Vec<u8> {
     }
 }
 
+/// About how much of a frame these bytes take once they are packed.
+pub fn weight(bytes: &[u8]) -> usize {
+    let packed = with_press(|press| press.pack.compress(bytes)).and_then(|packed| packed);
+    packed.map_or(bytes.len(), |packed| packed.len())
+}
+
 /// Encodes a message as it is.
 ///
 /// # Panics
@@ -158,6 +164,7 @@ mod tests {
             clock: Timestamp(1_795_000_000_000),
             central: Some(Incarnation([5; 16])),
             seal: Some(Seal([6; 16])),
+            plain: None,
         }
     }
 

@@ -162,6 +162,12 @@ pub struct Item {
     /// From central: it did not take everything that the site wrote into the document.
     #[n(7)]
     pub reset: Option<Reset>,
+    /// On the wire only, from central: the changes of a whole document.
+    #[n(8)]
+    pub snapshot: Option<Snapshot>,
+    /// On the wire only: a journal entry that follows the one before it in the same frame.
+    #[n(9)]
+    pub linked: Option<Linked>,
     /// From central: the newest entry that it has of a chain of the site's journal; what came next does not
     /// follow it, and nothing more of that chain will be taken.
     #[n(10)]
@@ -172,6 +178,47 @@ pub struct Item {
     /// What the sender says of its journal: a signed head, or from where on it is kept.
     #[n(12)]
     pub mark: Option<Mark>,
+}
+
+/// All changes of a document up to some heads, in place of as many items. The items come out as they were;
+/// see `engine::pack`.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Snapshot {
+    /// Number of the document's kind.
+    #[n(0)]
+    pub kind: u8,
+    /// The document.
+    #[n(1)]
+    pub document: DocumentId,
+    /// It, as Automerge saves it without compression.
+    #[cbor(n(2), with = "minicbor::bytes")]
+    pub bytes: Vec<u8>,
+    /// Seals of its changes in the order of the log, 16 bytes each; empty where they have none.
+    #[cbor(n(3), with = "minicbor::bytes")]
+    pub seals: Vec<u8>,
+    /// Which change of the document comes first in the log, which second, two bytes each, most significant
+    /// first. The changes are counted by first operation, then by hash; empty where that is their order.
+    #[cbor(n(4), with = "minicbor::bytes")]
+    pub order: Vec<u8>,
+}
+
+impl Default for Snapshot {
+    fn default() -> Self {
+        Snapshot { kind: 0, document: DocumentId([0; 16]), bytes: vec![], seals: vec![], order: vec![] }
+    }
+}
+
+/// A journal entry without the hash of the entry before it, which the reader has just read.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Linked {
+    /// What is left.
+    #[cbor(n(0), with = "minicbor::bytes")]
+    pub rest: Vec<u8>,
+    /// Where the hash stands.
+    #[n(1)]
+    pub at: u64,
 }
 
 /// What every site knows of a machine that is not its own.
@@ -286,7 +333,8 @@ pub struct Holding {
     /// The document.
     #[n(1)]
     pub document: DocumentId,
-    /// Hashes of its heads, 32 bytes each, ascending; none where it is not held.
+    /// Hashes of its heads, 32 bytes each, ascending; none where it is not held. Central names those of the
+    /// site's heads that it has, which is all the site needs where these are all.
     #[cbor(n(2), with = "minicbor::bytes")]
     pub heads: Vec<u8>,
 }
@@ -320,6 +368,9 @@ pub struct Holdings {
     /// those of them that it holds.
     #[n(2)]
     pub entries: Vec<minicbor::bytes::ByteArray<32>>,
+    /// From a site: it holds no document at all, so nothing was compared and everything is lacking.
+    #[n(3)]
+    pub nothing: Option<bool>,
 }
 
 /// What a site tells of itself now and then. It is overwritten, never kept.
@@ -387,6 +438,9 @@ pub enum Message {
         /// What central put beside `pulled`, so that it knows its own log again.
         #[n(9)]
         seal: Option<Seal>,
+        /// A snapshot could not be read here: central is to send changes only.
+        #[n(10)]
+        plain: Option<bool>,
     },
     /// Central's first words.
     #[n(1)]
