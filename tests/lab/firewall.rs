@@ -14,13 +14,16 @@ mod tests {
     use crate::network::Namespace;
     use crate::story::{Branch, QUIC_PORT, SOON_S, wait_until};
 
-    /// Drops what comes to central over UDP.
+    /// Drops what comes to central over UDP, and what it says.
     fn block_udp(central: &Namespace) -> Result<()> {
-        let rule = format!("udp dport {QUIC_PORT} drop");
         central.run("nft", &["add", "table", "inet", "firewall"])?;
-        let hook = "{ type filter hook input priority 0; policy accept; }";
-        central.run("nft", &["add", "chain", "inet", "firewall", "input", hook])?;
-        central.run("nft", &["add", "rule", "inet", "firewall", "input", &rule]).map(drop)
+        for (chain, port) in [("input", "dport"), ("output", "sport")] {
+            let hook = format!("{{ type filter hook {chain} priority 0; policy accept; }}");
+            central.run("nft", &["add", "chain", "inet", "firewall", chain, &hook])?;
+            let rule = format!("udp {port} {QUIC_PORT} drop");
+            central.run("nft", &["add", "rule", "inet", "firewall", chain, &rule])?;
+        }
+        Ok(())
     }
 
     fn let_udp_through(central: &Namespace) -> Result<()> {
