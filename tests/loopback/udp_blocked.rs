@@ -1,6 +1,6 @@
 //! A firewall lets no UDP through: everything goes over TCP, by itself, and back when UDP passes again.
 
-use std::sync::atomic::Ordering;
+use std::{sync::atomic::Ordering, time::Duration};
 
 use expect_test::expect;
 use harness::{programs::wait_for, wire::Wire};
@@ -20,8 +20,11 @@ fn carried(office: &Office) -> [Value; 2] {
     [here["transport"].clone(), there["transport"].clone()]
 }
 
+/// What has to pass before a session goes over: 20 s of silence, 4 s for UDP to answer, or 5 s until it is tried.
+const MOVED: Duration = Duration::from_secs(60);
+
 fn wait_until_carried_by(office: &Office, transport: &str) {
-    wait_for(&format!("the link over {transport}"), SOON, || {
+    wait_for(&format!("the link over {transport}"), MOVED, || {
         let carried = carried(office);
         if carried.iter().all(|it| *it == transport) { Ok(()) } else { Err(json!(carried)) }
     });
