@@ -19,18 +19,18 @@ use sync::{
     id::{MacAddr, NodeId, SiteId},
     policy::Reason,
     quic::{
-        CloseCode, Connection, Endpoint, RecvStream, SendStream,
+        CloseCode, Connection, Endpoint, RecvStream, SendStream, Transport,
         driver::{Dialer, Feed, Host},
         endpoint,
         enrol::{EnrolError, Enrolled, Token, enrol, renew},
-        stream::request_blob,
+        stream::{FrameReader, request_blob},
         tls::{Protocol, SiteKey, WallClock},
     },
     time::Timestamp,
     wire::Telemetry,
 };
 use tempfile::TempDir;
-use tokio::sync::watch;
+use tokio::{net::TcpStream, sync::watch};
 
 use super::*;
 use crate::enrolment::certificate::KeyRequest;
@@ -692,6 +692,53 @@ async fn p15_a_revoked_site_is_cut_off_at_once_and_only_a_new_token_brings_it_ba
     "#]]
     .assert_eq(&central.journal().await.replace(&enrolled.site.to_string(), "<lyon>"));
     site.stop().await;
+    central.server.stop().await;
+}
+
+/// A TCP port that leads to central, at an address where nothing answers over UDP.
+async fn tcp_only(central: SocketAddr) -> SocketAddr {
+    let front = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = front.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut near, _)) = front.accept().await {
+            tokio::spawn(async move {
+                let mut far = TcpStream::connect(central).await.unwrap();
+                drop(tokio::io::copy_bidirectional(&mut near, &mut far).await);
+            });
+        }
+    });
+    address
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn h6_a_site_that_opens_connection_after_connection_is_stopped_at_forty() {
+    let (folder, clock) = (folder(), Clock::at_noon());
+    let central = Central::start(folder.path(), &clock).await;
+    central.post("/sites", json!({ "name": "lyon" })).await;
+    let machine = Machine::new(&clock);
+    let enrolled = machine.enrol(&central, &central.invite("lyon").await).await.unwrap();
+    let address = tcp_only(central.server.quic()).await;
+    let tls = machine.dialer(address, &enrolled).tls.borrow().clone();
+    let session = endpoint::dial(&machine.endpoint, address, tls).await.unwrap();
+    assert_eq!(session.transport(), Transport::Tcp);
+    // The first stream is the session's own, each further one a connection.
+    let (_control, _answers) = session.open_bi().await.unwrap();
+    let (told, mut refused) = mpsc::unbounded_channel();
+    let mut asking = Vec::new();
+    for _ in 0..45 {
+        let (send, receive) = session.open_bi().await.unwrap();
+        asking.push(send);
+        let told = told.clone();
+        tokio::spawn(async move {
+            let ended = FrameReader::new(receive, "central").read_frame().await.unwrap_err();
+            drop(told.send(ended.closed()));
+        });
+    }
+    for _ in 0..6 {
+        let ended = tokio::time::timeout(LONG, refused.recv()).await.unwrap();
+        assert_eq!(ended, Some(Some((CloseCode::Busy, "too many connections of one site".into()))));
+    }
+    assert!(refused.try_recv().is_err(), "the session and 39 others stay");
     central.server.stop().await;
 }
 
