@@ -242,7 +242,7 @@ impl Authority {
         params.not_before =
             instant(Timestamp(self.described().made_at.as_ms() - BACKDATED.as_millis() as u64)).into();
         let cross = params.signed_by(&key, &self.issuer).map_err(failed)?;
-        let blocks = vec![certificate.pem(), cross.pem(), self.blocks[0].clone()];
+        let blocks = [certificate.pem(), cross.pem(), self.blocks[0].clone()];
         let next = Self::from_pem(&(blocks.concat() + &key.serialize_pem()))
             .map_err(|reason| CaError::Content { path: folder.join(FILE), reason })?;
         next.store(folder)?;
