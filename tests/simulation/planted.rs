@@ -51,12 +51,10 @@ pub(crate) enum Bug {
     NoAuthorisation,
     /// Central acknowledges a journal entry and drops it.
     DroppedEntry,
-    /// A document that leaves a scope is evicted although something in it is not acknowledged.
-    EagerEviction,
 }
 
 impl Bug {
-    pub(crate) const ALL: [Bug; 11] = [
+    pub(crate) const ALL: [Bug; 10] = [
         Bug::AckBeforeCommit,
         Bug::CentralsRegister,
         Bug::ForgottenParked,
@@ -67,7 +65,6 @@ impl Bug {
         Bug::ReportTwice,
         Bug::NoAuthorisation,
         Bug::DroppedEntry,
-        Bug::EagerEviction,
     ];
 
     /// A fault without which the bug cannot show, and how many of ten thousand steps have it.
@@ -76,7 +73,7 @@ impl Bug {
             Bug::ReusedActor => Some((Fault::Rollback, 200)),
             Bug::RolledBackOrder => Some((Fault::Restore, 200)),
             Bug::NoAuthorisation => Some((Fault::Hostility, 300)),
-            Bug::FingerprintOfAll | Bug::EagerEviction => Some((Fault::Cut, 400)),
+            Bug::FingerprintOfAll => Some((Fault::Cut, 400)),
             Bug::AckBeforeCommit
             | Bug::CentralsRegister
             | Bug::ForgottenParked
@@ -100,7 +97,6 @@ impl fmt::Display for Bug {
             Bug::ReportTwice => "a report counts twice",
             Bug::NoAuthorisation => "ingress without authorisation",
             Bug::DroppedEntry => "a journal entry is dropped",
-            Bug::EagerEviction => "a drop evicts unacknowledged work",
         })
     }
 }
@@ -113,7 +109,6 @@ pub(crate) fn plant(bug: Bug, world: &mut World) {
         Bug::ForgottenParked => Some(Box::new(forgotten_parked)),
         Bug::FingerprintOfAll => Some(Box::new(fingerprint_of_all)),
         Bug::DroppedEntry => Some(Box::new(dropped_entry)),
-        Bug::EagerEviction => Some(Box::new(eager_eviction)),
         Bug::ReusedActor
         | Bug::RolledBackOrder
         | Bug::DoubledGoAhead
@@ -272,36 +267,6 @@ fn dropped_entry(
     {
         // An item of a newer program, which means nothing to us.
         *entry = Item::default().to_bytes();
-    }
-    answer(store, given, output)
-}
-
-fn eager_eviction(
-    random: &mut Random,
-    _: Origin,
-    store: &Store,
-    given: Given,
-    output: Output,
-) -> Option<Input> {
-    if let Output::Ingest { items, .. } = &output {
-        let drops = |bytes: &Vec<u8>| minicbor::decode::<Item>(bytes).is_ok_and(|it| it.dropped.is_some());
-        if let Some(item) = items.iter().find(|bytes| drops(bytes)) {
-            let id = minicbor::decode::<Item>(item).expect("it was read").document.expect("it names one");
-            // Somebody works on it this very moment.
-            let edit = store::command::node::NodeEdit {
-                notes: Some("looked at".into()),
-                ..store::command::node::NodeEdit::default()
-            };
-            let given = Given { entropy: random.bytes(), ..given.clone() };
-            drop(store.run(given, move |tx| store::command::node::edit(tx, NodeId(*id.as_bytes()), &edit)));
-            open(store.database())
-                .execute(
-                    "UPDATE peers SET acknowledged = (SELECT ifnull(max(position), 0) FROM log
-                     WHERE log.peer = peers.peer)",
-                    [],
-                )
-                .expect("it is written");
-        }
     }
     answer(store, given, output)
 }
