@@ -130,7 +130,7 @@ impl View<'_> {
             .sql
             .prepare_cached(
                 "SELECT 1 FROM changes JOIN documents ON documents.doc = changes.doc
-                 WHERE documents.id = ?1 AND change > ?2 AND source IS NOT NULL",
+                 WHERE documents.id = ?1 AND change > ?2 AND changes.source IS NOT NULL",
             )?
             .exists(params![task.as_bytes(), signed(upto)])?;
         Ok(arrived.then(|| {

@@ -259,7 +259,7 @@ impl Run {
 
     pub(crate) fn read<T>(&self, origin: Origin, read: impl FnOnce(&View<'_>) -> Result<T, StoreError>) -> T {
         self.world.store(origin).read(read).unwrap_or_else(|error| {
-            violated("a replica can be read", format!("{}: {error}", self.world.name(origin)))
+            violated("a replica can be read", format!("{}: {error:?}", self.world.name(origin)))
         })
     }
 
