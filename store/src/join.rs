@@ -406,12 +406,14 @@ impl Tx<'_> {
         Ok(told)
     }
 
+    /// Whether an entry is here, or was once: what is not kept any more cannot be compared any more.
     pub(crate) fn has_entry(&self, stream: Stream, head: &StreamHead) -> Result<bool, StoreError> {
         Ok(self
             .sql
             .prepare_cached(
                 "SELECT 1 FROM journal WHERE stream = ?1 AND incarnation = ?2 AND seq = ?3 AND hash = ?4
-                 UNION SELECT 1 FROM checkpoints WHERE stream = ?1 AND incarnation = ?2 AND upto = ?3 AND hash = ?4",
+                 UNION SELECT 1 FROM checkpoints WHERE stream = ?1 AND incarnation = ?2 AND
+                     (upto = ?3 AND hash = ?4 OR after < ?3 AND ?3 < upto)",
             )?
             .exists(params![stream.to_string(), head.incarnation.as_bytes(), signed(head.seq), head.hash])?)
     }

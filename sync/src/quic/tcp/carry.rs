@@ -118,6 +118,8 @@ pub(super) async fn carry<S: AsyncRead + AsyncWrite + Unpin>(stream: S, ends: En
         tokio::pin!(stop);
         loop {
             tokio::select! {
+                // A close goes before the end of the stream that is dropped with it, or the peer takes it for that.
+                biased;
                 close = closing.recv(), if is_held => match close {
                     Some(say) => break Ending { how: ConnectionError::LocallyClosed, say: Some(say) },
                     None => {
