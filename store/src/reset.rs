@@ -112,7 +112,14 @@ impl Tx<'_> {
             .prepare_cached("UPDATE documents SET heads = ?2 WHERE doc = ?1")?
             .execute(params![doc, joined(&document.heads())])?;
         view::forget(self.sql, doc, kind)?;
-        view::refresh(self.sql, doc, &document)?;
+        // What is left may be the genesis alone, or have left this site: nobody sees that.
+        let is_seen = self
+            .sql
+            .prepare_cached("SELECT 1 FROM documents WHERE doc = ?1 AND changes > 0 AND dropped = 0")?
+            .exists([doc])?;
+        if is_seen {
+            view::refresh(self.sql, doc, &document)?;
+        }
         let reason = reset.refused.first().map(|refusal| refusal.reason.clone()).unwrap_or_default();
         self.journal(Event::DocumentReset { kind: kind.to_string(), document: id, again, refused, reason })
     }
