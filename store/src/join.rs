@@ -89,7 +89,10 @@ impl Tx<'_> {
     ) -> Result<Join, StoreError> {
         let mut ours = Holdings::default();
         let stream = our_stream(self.state.origin, peer);
-        let present = theirs.streams.iter().find(|head| head.incarnation == self.state.incarnation);
+        // A chain that this site left because central could not follow it says nothing: there central rightly has
+        // another entry.
+        let chain = self.present_chain()?;
+        let present = theirs.streams.iter().find(|head| head.incarnation == chain);
         if let (Origin::Site(_), Some(head)) = (self.state.origin, present)
             && !self.has_entry(stream, head)?
         {
