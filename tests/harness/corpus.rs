@@ -24,6 +24,7 @@ use store::{
 use sync::{
     blob::Digest,
     document::{Document, Kind, workflow::Identity},
+    engine::pack,
     id::{DocumentId, MacAddr, NodeId, Origin, ReportId, SiteId, WorkflowId},
     ingress,
     journal::{Stream, chain},
@@ -124,7 +125,8 @@ impl Corpus {
         let mut seen = BTreeSet::new();
         for (_, frame) in &self.frames {
             let Ok(Message::Log { items, .. }) = wire::decode(frame) else { continue };
-            for bytes in items {
+            // On the wire documents and entries have a shorter form; what is judged is what comes out of it.
+            for bytes in pack::unpack(items, true).expect("an honest frame") {
                 let item: Item = minicbor::decode(&bytes).expect("an honest item");
                 if let (Some(kind), Some(id), Some(change)) = (item.kind, item.document, item.change)
                     && seen.insert(change.clone())
