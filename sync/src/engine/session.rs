@@ -108,6 +108,9 @@ pub(super) struct Session {
     end: u64,
     sent: u64,
     acknowledged: u64,
+    /// What the peer had when we greeted. Acknowledgements may overtake our own replica, which still looks for
+    /// the position that the answer to the greeting names.
+    greeted: u64,
     reading: bool,
     may_send: bool,
     under_way: VecDeque<(u64, usize)>,
@@ -195,6 +198,7 @@ impl Session {
             end: 0,
             sent: 0,
             acknowledged: 0,
+            greeted: 0,
             reading: false,
             may_send: false,
             under_way: VecDeque::new(),
@@ -605,7 +609,7 @@ impl Session {
         outputs: &mut VecDeque<Output>,
     ) {
         let Phase::Locating { theirs } = self.phase else { return };
-        if ours != Some(theirs) || theirs.position < self.acknowledged {
+        if ours != Some(theirs) || theirs.position < self.greeted {
             let reason = format!(
                 "central has {} items of this site's log, which are not the ones that were sent; \
                  the site's database went back in time",

@@ -581,6 +581,44 @@ fn p3_silence_turns_the_link_degraded_then_offline_and_back() {
 }
 
 #[test]
+fn p15_an_acknowledgement_that_overtakes_the_own_replica_is_no_sign_of_a_fork() {
+    let (connection, life) = (Connection(1), Incarnation([8; 16]));
+    let now = Moment { elapsed: Duration::ZERO, wall: Timestamp(1) };
+    let logs = Logs { life: 9, own: vec![b"one".to_vec()], bond: Some(life), ..Logs::default() };
+    let mut site = Engine::site(SITE, HEARTBEAT);
+    site.handle(now, Input::Timeout);
+    site.handle(now, Input::Dialed { connection });
+    let standing = Standing {
+        incarnation: logs.life(),
+        policy_epoch: 0,
+        pulled: Cursor::default(),
+        pushed: Logs::cursor(&logs.own, 0),
+        end: 1,
+        fingerprint: logs.fingerprint(0, 0),
+        agrees: None,
+        central: logs.bond,
+        seal: None,
+        greeting: Greeting::Continue,
+    };
+    site.handle(now, Input::Opened { connection, standing: Box::new(standing) });
+    // What the site has to say goes out behind its greeting; central takes it and answers both.
+    site.handle(now, Input::Read { connection, from: 1, items: logs.own.clone(), seal: None });
+    let clock = Timestamp(1);
+    let (pulled, agrees) = (Cursor::default(), None);
+    let ok =
+        Message::HelloOk { version: 1, pulled, agrees, clock, incarnation: life, join: false, spread_ms: 0 };
+    for message in [ok, Message::Ack { position: 1 }] {
+        site.handle(now, Input::Frame { connection, bytes: wire::encode(&message) });
+    }
+    // Only now has the replica looked where its log stands at the position of central's answer.
+    site.handle(now, Input::Located { connection, cursor: Logs::cursor(&logs.own, 0) });
+    let outputs: Vec<Output> = std::iter::from_fn(|| site.poll()).collect();
+    assert!(!outputs.iter().any(|it| matches!(it, Output::Forked { .. })), "{outputs:#?}");
+    assert!(outputs.contains(&Output::Acknowledged { peer: Origin::Central, position: 1 }), "{outputs:#?}");
+    assert!(site.is_up(Origin::Central));
+}
+
+#[test]
 fn p15_a_peer_that_breaks_the_protocol_is_closed_in_words() {
     let check = |bytes: Vec<u8>, expected: &str| {
         let mut central = Engine::central(HEARTBEAT);
