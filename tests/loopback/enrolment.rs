@@ -173,8 +173,8 @@ fn t1_a_central_that_is_not_there_is_named_and_the_same_token_works_later() {
     expect![[r#"
         exit 1
         error: central at <wrong> could not be reached
-          why: no answer within 20 s
-          next: check address and port, that central runs, and that no firewall drops UDP between here and there
+          why: nobody answers: no answer within 10 s over UDP, Connection refused (os error 111) over TCP
+          next: check address and port, that central runs, and that no firewall drops both UDP and TCP between here and there
     "#]].assert_eq(&format!("exit {code}\n{out}{shown}\n"));
 
     let (code, id, complaint) = Site::enrol(&home, "lyon", central.quic, &token);
