@@ -54,6 +54,8 @@ pub(crate) struct Judge<'c> {
     epoch: u64,
     /// The site had acknowledged that the document left it.
     released: bool,
+    /// The machine is a stranger at the site by now.
+    beyond: bool,
     /// Changes that central sealed.
     sealed: BTreeSet<[u8; 32]>,
     /// What kept it from judging; then nothing of the batch counts.
@@ -86,6 +88,7 @@ impl Judge<'_> {
             actor_is_theirs: may_use(self.sql, change.actor_id().to_bytes(), self.site)?,
             autonomy: autonomy(self.sql, self.site, self.epoch.max(named))?,
             released: self.released,
+            beyond: self.beyond,
             ..self.stranger()
         })
     }
@@ -98,6 +101,7 @@ impl Judge<'_> {
             actor_is_theirs: false,
             autonomy: Autonomy::ReadOnly,
             released: false,
+            beyond: false,
         }
     }
 }
@@ -139,11 +143,7 @@ impl<'t> Tx<'t> {
                  WHERE peer = ?1 AND id = ?2 AND inside = 0 AND gone <= ?3",
             )?
             .exists(params![from.peer.to_string(), id.as_bytes(), signed(from.known)])?;
-        let elsewhere = self
-            .sql
-            .prepare_cached("SELECT 1 FROM directory WHERE node = ?1 AND home != ?2 AND seq <= ?3")?
-            .exists(params![id.as_bytes(), site.as_bytes(), signed(from.directory)])?;
-        Ok(left || elsewhere)
+        Ok(left || self.had_told_elsewhere(from, site, id.into())?)
     }
 
     /// The newest settings epoch that the site has acknowledged at `from`.
@@ -180,6 +180,7 @@ impl<'t> Tx<'t> {
             name: name.unwrap_or_else(|| format!("site {site}")),
             epoch: from.epoch.max(self.known_epoch(site, from)?),
             released: self.is_released(from, site, id)?,
+            beyond: self.is_beyond(site, id.into())?,
             sealed,
             failure: RefCell::new(None),
         }))

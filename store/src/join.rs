@@ -137,10 +137,7 @@ impl Tx<'_> {
             changes += self.tell_beyond(peer, holding)?;
         }
         if let Origin::Site(site) = peer {
-            self.sql
-                .prepare_cached("UPDATE peers SET directory = 0 WHERE peer = ?1")?
-                .execute([peer.to_string()])?;
-            self.tell_directory(site)?;
+            self.tell_directory_anew(site)?;
             self.sql
                 .prepare_cached("UPDATE epochs SET told = ?2 WHERE site = ?1 AND told IS NULL")?
                 .execute(params![site.as_bytes(), signed(log::end(self.sql, peer)?)])?;
@@ -241,16 +238,10 @@ impl Tx<'_> {
     /// At central: a copy that the site holds and that is not in its scope leaves it once it has told all of it.
     fn doubt_holding(&self, peer: Origin, theirs: &Holding) -> Result<(), StoreError> {
         let Some(doc) = self.find(theirs.document)? else { return Ok(()) };
-        let number: u8 = self
-            .sql
-            .prepare_cached("SELECT kind FROM documents WHERE doc = ?1")?
-            .query_row([doc], |row| row.get(0))?;
-        match Kind::from_number(number) {
-            Some(kind) if !theirs.heads.is_empty() && !self.is_in_scope(peer, doc)? => {
-                scope::doubt(self, peer, doc, kind)
-            }
-            Some(_) | None => Ok(()),
+        if theirs.heads.is_empty() || self.is_in_scope(peer, doc)? {
+            return Ok(());
         }
+        scope::doubt(self, peer, doc)
     }
 
     fn is_site(&self, id: DocumentId) -> bool {

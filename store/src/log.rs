@@ -143,6 +143,8 @@ impl Tx<'_> {
             "UPDATE epochs SET told = ?2 WHERE lower(hex(site)) = ?1 AND told IS NOT NULL",
             "UPDATE scope SET gone = ?2 WHERE peer = ?1 AND inside = 0 AND gone IS NOT NULL",
             "UPDATE peers SET directory_at = ?2 WHERE peer = ?1 AND directory_at > 0",
+            "UPDATE peers SET whole_from = ?2 WHERE peer = ?1 AND whole_from > 0",
+            "UPDATE domains SET told = ?2 WHERE peer = ?1",
         ] {
             self.sql.prepare_cached(statement)?.execute(params![peer.to_string(), end])?;
         }

@@ -8,7 +8,7 @@ use sync::{
     journal::{Event, Mark, Stream},
     policy::{Reason, quota::Hold},
     time::{MAX_DRIFT, Timestamp},
-    wire::{Cursor, Fingerprint, Item, Reset, Rolling, Seal, StreamHead, Stub, Telemetry},
+    wire::{Cursor, Fingerprint, Gone, Item, Reset, Rolling, Seal, StreamHead, Stub, Telemetry},
 };
 
 use crate::{
@@ -318,6 +318,7 @@ impl Tx<'_> {
             (_, Note::Mark(mark)) => self.take_mark(peer, &mark),
             (Origin::Site(_), Note::Dropped(id)) => self.drop_document(peer, id),
             (Origin::Site(_), Note::Stubs(stubs)) => self.take_stubs(&stubs),
+            (Origin::Site(_), Note::Gone(gone)) => self.take_gone(&gone),
             (Origin::Site(_), Note::Recovering(is)) => self.take_recovering(is),
             (Origin::Site(_), Note::Reset(kind, id, reset)) => self.take_reset(peer, kind, id, &reset),
             (Origin::Site(_), Note::Broken(newest)) => self.take_broken(&newest),
@@ -441,6 +442,7 @@ struct Run {
 enum Note {
     Dropped(DocumentId),
     Stubs(Vec<Stub>),
+    Gone(Gone),
     Reset(Kind, DocumentId, Reset),
     Recovering(bool),
     Mark(Mark),
@@ -455,6 +457,7 @@ impl Note {
             (Item { reset: Some(reset), .. }, Some(kind), Some(id)) => Note::Reset(kind, id, reset.clone()),
             (Item { dropped: Some(true), .. }, _, Some(id)) => Note::Dropped(id),
             (Item { stubs: Some(stubs), .. }, ..) => Note::Stubs(stubs.clone()),
+            (Item { gone: Some(gone), .. }, ..) => Note::Gone(gone.clone()),
             (Item { recovering: Some(is), .. }, ..) => Note::Recovering(*is),
             (Item { mark: Some(mark), .. }, ..) => Note::Mark(mark.clone()),
             (Item { broken: Some(newest), .. }, ..) => Note::Broken(*newest),

@@ -1,20 +1,21 @@
 //! Who is told about a document.
 //!
 //! A site tells central everything that it writes itself. Central tells a site what concerns it: its own
-//! document, the nodes at home there (or seen there while they have no home), their tasks, and the
-//! workflows of those tasks. A document that comes into a site's scope is told from its first change on. A
-//! node that leaves it is dropped: the site keeps it until everything of its own is acknowledged, then
-//! evicts it. So does a site that only saw a machine of another one. Dropping is never a deletion; where
-//! the machine belongs stays in the directory (see `directory`).
+//! document and the groups that this names, with those above them; the nodes at home there (or seen there
+//! while they have no home), their tasks, and the workflows of those tasks and its own. A document that comes
+//! into a site's scope is told from its first change on. A node or group that leaves it is dropped: the site
+//! keeps it until everything of its own is acknowledged, then evicts it. So does a site that only saw a machine
+//! of another one, and so leaves, after a join, whatever else the site holds that is not in its scope. Dropping
+//! is never a deletion; where the machine belongs stays in the directory (see `directory`).
 //!
-//! Deliberately absent: cache policies. A workflow that was told once stays.
+//! Deliberately absent: cache policies. A workflow that was told once stays in the scope.
 
 use std::collections::BTreeSet;
 
 use rusqlite::{OptionalExtension, params};
 use sync::{
-    document::{Document, Kind, contested, node, proposal, task},
-    id::{DocumentId, Origin, SiteId},
+    document::{Document, Kind, contested, node, proposal, task, workflow},
+    id::{DocumentId, GroupId, Origin, SiteId},
     wire::{Fingerprint, Item},
 };
 
@@ -42,7 +43,7 @@ pub(crate) fn spread(
                 directory::note(tx, document)?;
             }
             let before = members(tx, doc)?;
-            let wanted = sites_of(kind, document);
+            let wanted = sites_of(tx, kind, document, &before, changes)?;
             for site in &wanted {
                 enter_dependencies(tx, *site, kind, document)?;
                 enter(tx, *site, doc)?;
@@ -60,25 +61,50 @@ pub(crate) fn spread(
             if is_bound(kind) {
                 for site in writers(tx, changes)? {
                     if !before.contains(&site) && !wanted.contains(&site) {
+                        if kind == Kind::Node && directory::visited(tx, site, document.id().into())? {
+                            // Whatever it knew of the machine once, it had forgotten.
+                            forget_departure(tx, site, doc)?;
+                        }
                         leave(tx, site, doc, kind, document.id(), changes)?;
                     }
                 }
+            }
+            match kind {
+                Kind::Site => {
+                    settle_groups(tx, document.id().into())?;
+                    directory::outdate_domains(tx, Some(document.id().into()))?;
+                }
+                Kind::Group => {
+                    for site in wanted {
+                        settle_groups(tx, site)?;
+                    }
+                    directory::outdate_domains(tx, None)?;
+                }
+                Kind::Node | Kind::Workflow | Kind::Task | Kind::Proposal => {}
             }
         }
     }
     Ok(())
 }
 
-/// Kinds whose documents leave a site's scope again.
+/// Kinds whose documents leave a site's scope again when they change.
 fn is_bound(kind: Kind) -> bool {
     match kind {
-        Kind::Node => true,
-        Kind::Site | Kind::Group | Kind::Workflow | Kind::Task | Kind::Proposal => false,
+        Kind::Node | Kind::Group => true,
+        Kind::Site | Kind::Workflow | Kind::Task | Kind::Proposal => false,
     }
 }
 
-fn sites_of(kind: Kind, document: &Document) -> Vec<SiteId> {
-    match kind {
+/// The sites that a document concerns by what it says. `before` are those that it concerned, `changes` what
+/// is new.
+fn sites_of(
+    tx: &Tx<'_>,
+    kind: Kind,
+    document: &Document,
+    before: &[SiteId],
+    changes: &[i64],
+) -> Result<Vec<SiteId>, StoreError> {
+    Ok(match kind {
         Kind::Site => vec![document.id().into()],
         Kind::Node => {
             let home = contested::read(document, &node::home());
@@ -99,9 +125,54 @@ fn sites_of(kind: Kind, document: &Document) -> Vec<SiteId> {
             let wish = contested::read(document, &proposal::wish());
             wish.newest().and_then(|side| side.written.site.site()).into_iter().collect()
         }
-        // These come with what refers to them.
-        Kind::Group | Kind::Workflow => vec![],
+        Kind::Group => tx.view().sites_naming(document.id().into())?.into_iter().collect(),
+        Kind::Workflow => {
+            let identity = contested::read(document, &workflow::identity());
+            let mut sites: BTreeSet<SiteId> = before.iter().copied().collect();
+            // A site keeps its own.
+            sites.extend(identity.newest().and_then(|side| side.written.site.site()));
+            // It comes with the tasks that refer to it; one that came back to a central which was restored may
+            // come after them.
+            if sites.is_empty() && !writers(tx, changes)?.is_empty() {
+                sites = tasks_of(tx, document.id())?;
+            }
+            sites.into_iter().collect()
+        }
+    })
+}
+
+/// The sites that tasks of a workflow are for.
+fn tasks_of(tx: &Tx<'_>, workflow: DocumentId) -> Result<BTreeSet<SiteId>, StoreError> {
+    let mut statement = tx
+        .sql
+        .prepare_cached("SELECT DISTINCT site FROM view_tasks WHERE json_extract(body, '$.workflow') = ?1")?;
+    let rows = statement.query_map([workflow.to_string()], |row| Ok(SiteId(row.get(0)?)))?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+/// Brings the groups in a site's scope to those that concern it.
+fn settle_groups(tx: &mut Tx<'_>, site: SiteId) -> Result<(), StoreError> {
+    let wanted = tx.view().groups_of(site)?;
+    let inside: Vec<(i64, [u8; 16])> = {
+        let mut statement = tx.sql.prepare_cached(
+            "SELECT scope.doc, id FROM scope JOIN documents ON documents.doc = scope.doc
+             WHERE peer = ?1 AND inside = 1 AND kind = ?2",
+        )?;
+        let peer = Origin::Site(site).to_string();
+        let rows =
+            statement.query_map(params![peer, Kind::Group.number()], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        rows.collect::<Result<_, _>>()?
+    };
+    for group in &wanted {
+        // One that is not here is told when it is.
+        if let Some(doc) = tx.find((*group).into())? {
+            enter(tx, site, doc)?;
+        }
     }
+    for (doc, id) in inside.into_iter().filter(|(_, id)| !wanted.contains(&GroupId(*id))) {
+        leave(tx, site, doc, Kind::Group, DocumentId(id), &[])?;
+    }
+    Ok(())
 }
 
 /// What a task needs is told before the task.
@@ -161,16 +232,14 @@ fn enter(tx: &mut Tx<'_>, site: SiteId, doc: i64) -> Result<(), StoreError> {
 
 /// At central, where both join: the site holds a document that is not, or no longer, in its scope. It is told
 /// so after it has told what it has of it, for that may bring the document into its scope.
-pub(crate) fn doubt(tx: &Tx<'_>, peer: Origin, doc: i64, kind: Kind) -> Result<(), StoreError> {
-    if is_bound(kind) {
-        tx.sql
-            .prepare_cached(
-                "INSERT INTO scope (peer, doc, inside, upto, doubt)
-                 VALUES (?1, ?2, 0, (SELECT ifnull(max(change), 0) FROM changes WHERE doc = ?2), 1)
-                 ON CONFLICT (peer, doc) DO UPDATE SET doubt = 1, upto = excluded.upto WHERE inside = 0",
-            )?
-            .execute(params![peer.to_string(), doc])?;
-    }
+pub(crate) fn doubt(tx: &Tx<'_>, peer: Origin, doc: i64) -> Result<(), StoreError> {
+    tx.sql
+        .prepare_cached(
+            "INSERT INTO scope (peer, doc, inside, upto, doubt)
+             VALUES (?1, ?2, 0, (SELECT ifnull(max(change), 0) FROM changes WHERE doc = ?2), 1)
+             ON CONFLICT (peer, doc) DO UPDATE SET doubt = 1, upto = excluded.upto WHERE inside = 0",
+        )?
+        .execute(params![peer.to_string(), doc])?;
     Ok(())
 }
 
@@ -267,6 +336,14 @@ fn leave(
     tx.sql
         .prepare_cached("UPDATE scope SET gone = ifnull(gone, ?3) WHERE peer = ?1 AND doc = ?2")?
         .execute(params![peer.to_string(), doc, signed(end)])?;
+    Ok(())
+}
+
+/// What a site once acknowledged of a document that left it does not count any more.
+fn forget_departure(tx: &Tx<'_>, site: SiteId, doc: i64) -> Result<(), StoreError> {
+    tx.sql
+        .prepare_cached("UPDATE scope SET gone = NULL WHERE peer = ?1 AND doc = ?2")?
+        .execute(params![Origin::Site(site).to_string(), doc])?;
     Ok(())
 }
 

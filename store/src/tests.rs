@@ -19,6 +19,7 @@ use sync::{
 };
 
 mod desk;
+mod domain;
 
 use super::*;
 use crate::{

@@ -153,7 +153,7 @@ impl Eye {
             Kind::Task => "SELECT body FROM view_tasks WHERE doc = ?1",
             Kind::Workflow => "SELECT body FROM view_workflows WHERE doc = ?1",
             Kind::Proposal => "SELECT body FROM view_proposals WHERE doc = ?1",
-            Kind::Group => return Ok(None),
+            Kind::Group => "SELECT body FROM view_groups WHERE doc = ?1",
         };
         self.sql.prepare_cached(query)?.query_row([doc], |row| row.get(0)).optional()
     }
@@ -162,6 +162,7 @@ impl Eye {
     pub fn derived(&self) -> Result<Vec<String>> {
         self.column(
             "SELECT doc || ' ' || body FROM view_sites UNION ALL SELECT doc || ' ' || body FROM view_nodes
+             UNION ALL SELECT doc || ' ' || body FROM view_groups
              UNION ALL SELECT doc || ' ' || body FROM view_tasks
              UNION ALL SELECT doc || ' ' || body FROM view_workflows
              UNION ALL SELECT doc || ' ' || body FROM view_proposals
@@ -268,7 +269,7 @@ impl Eye {
     pub fn scope(&self, site: Origin) -> Result<Vec<(DocumentId, Vec<u8>)>> {
         let mut statement = self.sql.prepare_cached(
             "SELECT id, heads FROM scope JOIN documents ON documents.doc = scope.doc
-             WHERE peer = ?1 AND changes > 0 ORDER BY id",
+             WHERE peer = ?1 AND inside = 1 AND changes > 0 ORDER BY id",
         )?;
         let rows =
             statement.query_map([site.to_string()], |row| Ok((DocumentId(row.get(0)?), row.get(1)?)))?;

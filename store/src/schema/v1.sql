@@ -98,6 +98,11 @@ CREATE TABLE peers (
     -- At central: the position of the newest item of the directory in the site's log, and how much of the directory the
     -- site knew likewise.
     directory_at INTEGER NOT NULL DEFAULT 0, directory_known INTEGER NOT NULL DEFAULT 0,
+    -- At central: whether the site's directory is only that of the homes in `domains`; otherwise it is whole, and has been
+    -- since the position `whole_from` of the site's log. `domain_due`: a group, a site or a domain changed since that was
+    -- looked at. `directory_anew`: its beginning anew was told, and its end was not.
+    restricted INTEGER NOT NULL DEFAULT 0, whole_from INTEGER NOT NULL DEFAULT 0,
+    domain_due INTEGER NOT NULL DEFAULT 1, directory_anew INTEGER NOT NULL DEFAULT 0,
     -- What is in quarantine, how much was ever put there but for journal entries, and how much went since there was
     -- too much (`trimmed`). `breaks`: chains of its journal that broke in a row.
     aside_items INTEGER NOT NULL DEFAULT 0, aside_bytes INTEGER NOT NULL DEFAULT 0,
@@ -111,12 +116,21 @@ CREATE TABLE scope (
     gone INTEGER, doubt INTEGER NOT NULL DEFAULT 0, UNIQUE (peer, doc)
 ) STRICT;
 CREATE INDEX scope_in_doubt ON scope (peer) WHERE doubt = 1;
--- The machines of the fleet and where they belong. At central `seq` is the order of the last changes; a site has been
--- told up to `peers.directory`. At a site `at` is central's time of the news.
+-- The machines of the fleet and where they belong, at a site those of its domain. `seq` is the order of the last changes
+-- and never used again; a site has been told up to `peers.directory`. `since` is the `seq` of the machine's first row. At a
+-- site `at` is the time of the news.
 CREATE TABLE directory (
-    seq INTEGER PRIMARY KEY, node BLOB NOT NULL UNIQUE, home BLOB, home_epoch INTEGER NOT NULL, retired INTEGER NOT NULL,
-    at INTEGER NOT NULL
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, node BLOB NOT NULL UNIQUE, since INTEGER NOT NULL, home BLOB,
+    home_epoch INTEGER NOT NULL, retired INTEGER NOT NULL, at INTEGER NOT NULL
 ) STRICT;
+CREATE INDEX directory_by_home ON directory (home, seq);
+-- At central: the home that a machine had before the row `seq` of the directory, as long as a site may have been told of it.
+CREATE TABLE directory_moves (seq INTEGER NOT NULL UNIQUE, node BLOB NOT NULL, home BLOB) STRICT;
+CREATE INDEX directory_moves_by_node ON directory_moves (node, seq);
+-- At central: sites that wrote of a machine which was not theirs. They are told of it wherever it is at home.
+CREATE TABLE visitors (site BLOB NOT NULL, node BLOB NOT NULL, UNIQUE (site, node)) STRICT;
+-- At central: whose machines a site is told of, each from the position `told` of its log on.
+CREATE TABLE domains (peer TEXT NOT NULL, home BLOB NOT NULL, told INTEGER NOT NULL, UNIQUE (peer, home)) STRICT;
 -- At central: whose incarnation an actor is, by who delivered it first.
 CREATE TABLE actors (actor BLOB NOT NULL UNIQUE, peer TEXT NOT NULL) STRICT;
 -- At central: what a site may decide by itself under each epoch of its settings. `told`: position of the site's log that says so,
@@ -152,8 +166,13 @@ CREATE TABLE progress (task BLOB NOT NULL UNIQUE, attempt INTEGER NOT NULL, perc
 
 -- Derived from the documents; dropped and made again when `view::VERSION` changes.
 CREATE TABLE view_sites (
-    doc INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE, name TEXT NOT NULL, body TEXT NOT NULL
+    doc INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE, name TEXT NOT NULL, grp BLOB, domain BLOB, body TEXT NOT NULL
 ) STRICT;
+CREATE INDEX view_sites_by_group ON view_sites (grp) WHERE grp IS NOT NULL;
+CREATE TABLE view_groups (
+    doc INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE, parent BLOB, name TEXT NOT NULL, body TEXT NOT NULL
+) STRICT;
+CREATE INDEX view_groups_by_parent ON view_groups (parent, name);
 CREATE TABLE view_nodes (
     doc INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE, home BLOB, body TEXT NOT NULL
 ) STRICT;

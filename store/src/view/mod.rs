@@ -2,11 +2,12 @@
 //!
 //! Each kind of document has one, kept in the same transaction as the document and made again from the
 //! documents whenever [`VERSION`] differs from the one that made it. A row's body is JSON in the shape
-//! that REST shows. `sites`, `nodes`, `tasks`, `workflows` and `proposals` are the kinds; `journal` reads the
+//! that REST shows. `sites`, `groups`, `nodes`, `tasks`, `workflows` and `proposals` are the kinds; `journal` reads the
 //! streams, `status` the standing towards peers, `quarantine` what did not pass, `certificates` who may speak
 //! for a site.
 
 mod certificates;
+mod groups;
 mod journal;
 mod nodes;
 mod proposals;
@@ -30,6 +31,7 @@ pub(crate) use quarantine::{detail, shown};
 use crate::{StoreError, documents, writer};
 
 pub use certificates::{CertificateRow, Entitlement, RevocationRow};
+pub use groups::GroupRow;
 pub use journal::{JournalFilter, JournalRow};
 pub use nodes::{NodeFilter, NodeRow};
 pub use proposals::{EndRow, ProposalFilter, ProposalRow, ProposalState};
@@ -40,7 +42,7 @@ pub use tasks::{TaskFilter, TaskRow};
 pub use workflows::{VersionRow, WorkflowRow};
 
 /// Version of the derived tables.
-pub(crate) const VERSION: i64 = 1;
+pub(crate) const VERSION: i64 = 2;
 
 /// Reads derived tables, as they are in one snapshot or transaction.
 pub struct View<'c> {
@@ -123,7 +125,7 @@ impl<'c> View<'c> {
 pub(crate) fn refresh(sql: &Connection, doc: i64, document: &Document) -> Result<(), StoreError> {
     match document.kind() {
         Kind::Site => sites::refresh(sql, doc, document),
-        Kind::Group => Ok(()),
+        Kind::Group => groups::refresh(sql, doc, document),
         Kind::Node => nodes::refresh(sql, doc, document),
         Kind::Workflow => workflows::refresh(sql, doc, document),
         Kind::Task => tasks::refresh(sql, doc, document),
@@ -135,7 +137,7 @@ pub(crate) fn refresh(sql: &Connection, doc: i64, document: &Document) -> Result
 pub(crate) fn forget(sql: &Connection, doc: i64, kind: Kind) -> Result<(), StoreError> {
     let tables: &[&str] = match kind {
         Kind::Site => &["view_sites"],
-        Kind::Group => &[],
+        Kind::Group => &["view_groups"],
         Kind::Node => &["view_nodes", "view_macs"],
         Kind::Workflow => &["view_workflows"],
         Kind::Task => &["view_tasks"],
@@ -150,7 +152,7 @@ pub(crate) fn forget(sql: &Connection, doc: i64, kind: Kind) -> Result<(), Store
 /// Drops all derived rows and makes them again from the documents.
 pub(crate) fn rebuild(sql: &Connection) -> Result<(), StoreError> {
     sql.execute_batch(
-        "DELETE FROM view_sites; DELETE FROM view_nodes; DELETE FROM view_macs; DELETE FROM view_tasks;
+        "DELETE FROM view_sites; DELETE FROM view_groups; DELETE FROM view_nodes; DELETE FROM view_macs; DELETE FROM view_tasks;
          DELETE FROM view_workflows; DELETE FROM view_proposals;",
     )?;
     let mut statement =

@@ -1,10 +1,10 @@
-//! Sites: identity and effective settings.
+//! Sites: identity, place in the fleet and effective settings.
 
 use rusqlite::{Connection, params};
 use serde::{Deserialize, Serialize};
 use sync::{
     document::{Document, contested, site},
-    id::SiteId,
+    id::{GroupId, SiteId},
     policy::{Autonomy, quota::Quota},
 };
 
@@ -22,6 +22,10 @@ pub struct SiteRow {
     pub description: String,
     /// Address or room.
     pub location: String,
+    /// The group that it stands in, if any.
+    pub group: Option<GroupId>,
+    /// The group whose machines its directory has; none: those of the whole fleet.
+    pub directory_domain: Option<GroupId>,
     /// What it follows.
     pub effective: EffectiveRow,
 }
@@ -110,11 +114,15 @@ pub(super) fn refresh(sql: &Connection, doc: i64, document: &Document) -> Result
     let identity = contested::read(document, &site::identity());
     let effective = contested::read(document, &site::effective());
     let identity = identity.newest().map(|side| side.value.clone());
+    let group = contested::read(document, &site::membership());
+    let domain = contested::read(document, &site::directory_domain());
     let row = SiteRow {
         id: document.id().into(),
         name: identity.as_ref().map(|identity| identity.name.clone()).unwrap_or_default(),
         description: identity.as_ref().map(|identity| identity.description.clone()).unwrap_or_default(),
         location: identity.map(|identity| identity.location).unwrap_or_default(),
+        group: group.newest().and_then(|side| side.value.group),
+        directory_domain: domain.newest().and_then(|side| side.value.group),
         // Of two concurrent epochs the higher one is followed.
         effective: effective
             .sides()
@@ -124,7 +132,16 @@ pub(super) fn refresh(sql: &Connection, doc: i64, document: &Document) -> Result
             .unwrap_or_default()
             .into(),
     };
-    sql.prepare_cached("INSERT OR REPLACE INTO view_sites (doc, id, name, body) VALUES (?1, ?2, ?3, ?4)")?
-        .execute(params![doc, row.id.as_bytes(), row.name, serde_json::to_string(&row)?])?;
+    sql.prepare_cached(
+        "INSERT OR REPLACE INTO view_sites (doc, id, name, grp, domain, body) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+    )?
+    .execute(params![
+        doc,
+        row.id.as_bytes(),
+        row.name,
+        row.group.map(|group| group.0),
+        row.directory_domain.map(|group| group.0),
+        serde_json::to_string(&row)?
+    ])?;
     Ok(())
 }

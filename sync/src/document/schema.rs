@@ -137,6 +137,7 @@ static SITE: KindSchema = KindSchema {
         register::<site::Membership>("group", Class::Placement, Writers::Central),
         register::<site::Effective>("effective", Class::Decision, Writers::Central),
         register::<site::Resumed>("resumed", Class::Decision, Writers::Central),
+        register::<site::DirectoryDomain>("directory_domain", Class::Decision, Writers::Central),
     ],
     containers: &[register::<site::Setting>("settings", Class::Decision, Writers::Central)],
 };

@@ -47,6 +47,14 @@ value! {
 }
 
 value! {
+    /// Of which part of the fleet the site is told where its machines belong.
+    pub struct DirectoryDomain {
+        /// The group, with all below it, or none for the whole fleet.
+        pub group: Option<GroupId>,
+    }
+}
+
+value! {
     /// One setting that the site or group has of its own, as text that its key gives a type.
     pub struct Setting {
         /// The value.
@@ -130,6 +138,11 @@ pub fn effective() -> Register<Effective> {
 /// Register of what central confirmed after the site's database began another life.
 pub fn resumed() -> Register<Resumed> {
     Register::at_root("resumed")
+}
+
+/// Register of the domain of its directory; absent for the whole fleet.
+pub fn directory_domain() -> Register<DirectoryDomain> {
+    Register::at_root("directory_domain")
 }
 
 /// Register of one own setting.

@@ -38,6 +38,9 @@ pub struct Delivery {
     pub autonomy: Autonomy,
     /// Whether it had acknowledged, before it wrote, that the document left its scope.
     pub released: bool,
+    /// Whether the machine is at home outside of the site's directory: whoever does not remember it meets a
+    /// stranger there.
+    pub beyond: bool,
 }
 
 /// Names a register of a document for people.
@@ -213,6 +216,7 @@ impl Case<'_> {
         &self,
         mut judge: impl FnMut(&Write, &'static RegisterSchema) -> Result<(), Denied>,
     ) -> Result<(), Denied> {
+        let released = self.is_released();
         let mut once = BTreeSet::new();
         for write in self.writes {
             let schema = write.schema.ok_or_else(|| Denied::Unknown(self.target(write)))?;
@@ -220,7 +224,7 @@ impl Case<'_> {
                 Writers::Central => return Err(Denied::Central(self.target(write))),
                 // Wherever a machine is seen, whatever a site was told of it.
                 Writers::OwnKey => {}
-                Writers::CentralAndSite | Writers::Site if self.delivery.released => {
+                Writers::CentralAndSite | Writers::Site if released => {
                     return Err(Denied::Released { target: self.target(write), name: self.name() });
                 }
                 Writers::CentralAndSite | Writers::Site => {}
@@ -232,6 +236,17 @@ impl Case<'_> {
             judge(write, schema)?;
         }
         Ok(())
+    }
+
+    /// Whether the writer knew that the document is not its own. A copy that knows of no home was made anew: of
+    /// a machine beyond the directory, the site had forgotten that it once left.
+    fn is_released(&self) -> bool {
+        let is_anew = || {
+            let home = self.before(&node::home());
+            self.document.kind() == Kind::Node
+                && home.newest().is_none_or(|side| side.value.home_site.is_none())
+        };
+        self.delivery.released && !(self.delivery.beyond && is_anew())
     }
 
     /// Who is at home somewhere is written there; who is at home nowhere, wherever it is seen.
@@ -462,7 +477,14 @@ mod tests {
     const AT: Timestamp = Timestamp(1_795_161_600_000);
 
     fn lyon(autonomy: Autonomy) -> Delivery {
-        Delivery { site: LYON_SITE, name: "lyon".into(), actor_is_theirs: true, autonomy, released: false }
+        Delivery {
+            site: LYON_SITE,
+            name: "lyon".into(),
+            actor_is_theirs: true,
+            autonomy,
+            released: false,
+            beyond: false,
+        }
     }
 
     fn at(step: i64) -> i64 {
@@ -567,6 +589,10 @@ mod tests {
             "site resumed" => {
                 let here = site::Resumed { incarnation: crate::id::Incarnation([2; 16]) };
                 edit.set(&site::resumed(), &here, "")
+            }
+            "site directory_domain" => {
+                let whole = site::DirectoryDomain { group: None };
+                edit.set(&site::directory_domain(), &whole, "")
             }
             "site settings" => {
                 edit.set(&site::setting("autonomy"), &site::Setting { value: "full".into() }, "")
@@ -730,7 +756,7 @@ mod tests {
                 assert!(named.contains(&format!("{kind} {}", register.key)), "{kind} {}", register.key);
             }
         }
-        assert_eq!(cells, 45 * 4 * 3);
+        assert_eq!(cells, 46 * 4 * 3);
     }
 
     #[test]

@@ -472,7 +472,7 @@ mod testing {
     }
 
     fn scribble_site(edit: &mut Edit<'_>, random: &mut Random) {
-        match random.below(3) {
+        match random.below(4) {
             0 => {
                 let identity = site::Identity {
                     name: "lyon".into(),
@@ -486,6 +486,10 @@ mod testing {
             1 => {
                 let autonomy = *random.pick(Autonomy::ALL);
                 edit.set(&site::effective(), &site::Effective { autonomy, ..site::Effective::default() }, "")
+            }
+            2 => {
+                let group = random.perhaps(|random| crate::id::GroupId([random.byte(); 16]));
+                edit.set(&site::directory_domain(), &site::DirectoryDomain { group }, "")
             }
             _ => edit.set(&site::setting("autonomy"), &site::Setting { value: "full".into() }, ""),
         };
@@ -940,6 +944,7 @@ mod tests {
             actor_is_theirs: true,
             autonomy: Autonomy::Full,
             released: false,
+            beyond: false,
         };
         let asked = |document: &Document, change: &Change, writes: &[Write]| {
             drop(authorize(document, change, writes, &bern));

@@ -76,6 +76,7 @@ impl Pipeline {
             actor_is_theirs: true,
             autonomy: Autonomy::Full,
             released: false,
+            beyond: false,
         }
     }
 

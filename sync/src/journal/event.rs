@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::{
     blob::Digest,
-    id::{DocumentId, Incarnation, MacAddr, NodeId, ReportId, SiteId, TaskId, WorkflowId},
+    id::{DocumentId, GroupId, Incarnation, MacAddr, NodeId, ReportId, SiteId, TaskId, WorkflowId},
     time::Timestamp,
 };
 
@@ -572,5 +572,18 @@ pub enum Event {
         /// Why.
         #[n(2)]
         reason: String,
+    },
+    /// A group was made.
+    #[n(45)]
+    GroupCreated {
+        /// The group.
+        #[n(0)]
+        group: GroupId,
+        /// Its name.
+        #[n(1)]
+        name: String,
+        /// The group above, if there is one.
+        #[n(2)]
+        parent: Option<GroupId>,
     },
 }

@@ -178,6 +178,36 @@ pub struct Item {
     /// What the sender says of its journal: a signed head, or from where on it is kept.
     #[n(12)]
     pub mark: Option<Mark>,
+    /// From central: of which machines the site is not told any more where they belong.
+    #[n(13)]
+    pub gone: Option<Gone>,
+}
+
+/// What leaves the directory of a site. What is not in it is unknown there.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Gone {
+    /// These machines.
+    #[n(0)]
+    pub nodes: Vec<NodeId>,
+    /// All machines that the site was told to be at home at these sites.
+    #[n(1)]
+    pub homes: Vec<SiteId>,
+    /// Whatever was told before `Begin` and was not told again until `End`. The site keeps it until then.
+    #[n(2)]
+    pub anew: Option<Anew>,
+}
+
+/// The directory is told anew, as after a restore.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(index_only)]
+pub enum Anew {
+    /// From here on.
+    #[n(0)]
+    Begin,
+    /// Up to here: now all of it was told.
+    #[n(1)]
+    End,
 }
 
 /// All changes of a document up to some heads, in place of as many items. The items come out as they were;
@@ -290,6 +320,11 @@ impl Item {
     /// Machines and where they belong.
     pub fn stubs(stubs: Vec<Stub>) -> Self {
         Item { stubs: Some(stubs), ..Item::default() }
+    }
+
+    /// What leaves the directory of a site.
+    pub fn gone(gone: Gone) -> Self {
+        Item { gone: Some(gone), ..Item::default() }
     }
 
     /// What was taken of a document, and what was not.

@@ -123,6 +123,7 @@ impl Trial<'_> {
             actor_is_theirs: owner.is_none_or(|owner| *owner == Origin::Site(site)),
             autonomy: Autonomy::Full,
             released: false,
+            beyond: false,
         };
         authorize(document, change, writes, &delivery)
     }

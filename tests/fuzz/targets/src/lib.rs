@@ -71,6 +71,7 @@ pub fn take(kind: Kind, id: DocumentId, batch: &[Vec<u8>]) -> Admission {
         actor_is_theirs: true,
         autonomy: Autonomy::Full,
         released: false,
+        beyond: false,
     };
     let judge = |document: &Document, change: &Change, writes: &[Write]| {
         drop(authorize(document, change, writes, &site));
