@@ -3,13 +3,14 @@
 //! The one place outside `store` that knows its tables. A check that asked the code under test what is
 //! true would agree with it.
 
-use std::path::Path;
+use std::{collections::BTreeMap, path::Path};
 
 use automerge::Change;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Result, params};
 use sync::{
     document::{Document, Kind},
-    id::{DocumentId, Origin},
+    id::{DocumentId, NodeId, Origin, SiteId},
+    wire::Stub,
 };
 
 /// An open database of a replica.
@@ -281,6 +282,18 @@ impl Eye {
         let mut statement =
             self.sql.prepare_cached("SELECT id, heads FROM documents WHERE changes > 0 ORDER BY id")?;
         let rows = statement.query_map([], |row| Ok((DocumentId(row.get(0)?), row.get(1)?)))?;
+        rows.collect()
+    }
+
+    /// The directory, by machine.
+    pub fn directory(&self) -> Result<BTreeMap<NodeId, Stub>> {
+        let mut statement =
+            self.sql.prepare_cached("SELECT node, home, home_epoch, retired FROM directory")?;
+        let rows = statement.query_map([], |row| {
+            let (node, home) = (NodeId(row.get(0)?), row.get::<_, Option<[u8; 16]>>(1)?.map(SiteId));
+            let home_epoch = row.get::<_, i64>(2)?.unsigned_abs();
+            Ok((node, Stub { node, home, home_epoch, retired: row.get(3)? }))
+        })?;
         rows.collect()
     }
 

@@ -35,7 +35,7 @@ use crate::{
 pub const BEGIN: Timestamp = Timestamp(1_795_161_600_000);
 
 /// Rare, because a world lives for days and every heartbeat is a commit on both sides.
-const HEARTBEAT: Duration = Duration::from_secs(300);
+pub const HEARTBEAT: Duration = Duration::from_secs(300);
 
 /// A connection that hears nothing for so long is gone, as `quic::endpoint` has it.
 const IDLE: Duration = Duration::from_secs(20);

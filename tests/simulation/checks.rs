@@ -25,11 +25,12 @@ use store::{
     view::{NodeFilter, TaskFilter},
 };
 use sync::{
-    document::{Document, Kind, contested, node, site},
+    document::{Document, Kind, contested, group, node, site},
     engine::Output,
-    id::{DocumentId, MacAddr, NodeId, Origin, ReportId, SiteId, TaskId},
+    id::{DocumentId, GroupId, MacAddr, NodeId, Origin, ReportId, SiteId, TaskId},
     journal::{Entry, Event, chain},
-    policy::{Liveness, order},
+    policy::{Liveness, Wanted, order},
+    wire::Stub,
 };
 
 /// A text that stands in everything that is forged and in nothing else.
@@ -457,6 +458,9 @@ impl Checks {
                 violated("in the end everybody holds the same", detail);
             }
         }
+        for site in &sites {
+            directory_of_domain(world, *site);
+        }
         for origin in world.origins() {
             let parked = read(world.eye(origin).parked());
             if parked > 0 && self.hostile.is_empty() {
@@ -500,6 +504,46 @@ impl Checks {
     }
 }
 
+/// A site's directory has the machines of its domain, as central's documents say, and no others but those that
+/// the site has seen. While central is in recovery a site may know more.
+fn directory_of_domain(world: &mut World, site: SiteId) {
+    let name = world.name(Origin::Site(site));
+    let known = read(world.eye(Origin::Site(site)).directory());
+    let (nodes, sites, groups, recovers) = world
+        .store(Origin::Central)
+        .read(|view| {
+            let nodes = view.nodes(&NodeFilter::default())?;
+            Ok((nodes, view.sites()?, view.groups()?, view.suspended()?.is_some()))
+        })
+        .expect("it reads");
+    let above = |group: GroupId| groups.iter().find(|row| row.id == group).and_then(|row| row.parent);
+    let domain = sites.iter().find(|row| row.id == site).and_then(|row| row.directory_domain);
+    let is_inside = |home: SiteId| {
+        let Some(domain) = domain else { return true };
+        let stands = sites.iter().find(|row| row.id == home).and_then(|row| row.group);
+        // Two lives of central may have moved groups into each other.
+        std::iter::successors(stands, |group| above(*group)).take(groups.len() + 1).any(|it| it == domain)
+    };
+    for node in &nodes {
+        let retired = node.wanted == Wanted::Retired;
+        let is = Stub { node: node.id, home: node.home, home_epoch: node.home_epoch, retired };
+        let must = node.home != Some(site) && node.home.is_none_or(is_inside);
+        let may = must || node.home != Some(site) && node.observed_by.contains(&site);
+        let wrong = match known.get(&node.id) {
+            None => must,
+            Some(told) => !may && !recovers || may && *told != is,
+        };
+        if wrong {
+            let told = known.get(&node.id);
+            let detail = format!("{name}: it is {is:?}, and the directory says {told:?}");
+            violated("a directory is that of its domain", detail);
+        }
+    }
+    if let Some(stranger) = known.keys().find(|id| !recovers && nodes.iter().all(|row| row.id != **id)) {
+        violated("a directory is that of its domain", format!("{name} knows {stranger}, which is nowhere"));
+    }
+}
+
 /// No two orders would wipe the same disk.
 fn one_live_order(world: &World, site: SiteId) {
     let (origin, now) = (Origin::Site(site), world.clock(Origin::Site(site)));
@@ -535,8 +579,16 @@ fn foreign_writer(document: &Document) -> Option<Origin> {
             writers.extend(effective.sides().iter().map(|side| side.written.site));
             let identity = contested::read(document, &site::identity());
             writers.extend(identity.sides().iter().map(|side| side.written.site));
+            let group = contested::read(document, &site::membership());
+            writers.extend(group.sides().iter().map(|side| side.written.site));
+            let domain = contested::read(document, &site::directory_domain());
+            writers.extend(domain.sides().iter().map(|side| side.written.site));
         }
-        Kind::Group | Kind::Workflow | Kind::Task | Kind::Proposal => {}
+        Kind::Group => {
+            let parent = contested::read(document, &group::parent());
+            writers.extend(parent.sides().iter().map(|side| side.written.site));
+        }
+        Kind::Workflow | Kind::Task | Kind::Proposal => {}
     }
     writers.into_iter().find(|writer| *writer != Origin::Central)
 }

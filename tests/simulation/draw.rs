@@ -53,6 +53,8 @@ pub(crate) struct Draw {
     pub(crate) heals: u64,
     /// Whether the last site is hostile.
     pub(crate) has_hostile_site: bool,
+    /// Whether people put sites into groups, and give directories domains.
+    pub(crate) has_groups: bool,
 }
 
 /// Climates, with how many of a hundred seeds have each.
@@ -88,6 +90,7 @@ impl Draw {
             faults,
             heals: [1, 3, 8, 20][usize::try_from(random.below(4)).expect("small")],
             has_hostile_site: sites > 1 && climate == "terrible" && random.chance(60),
+            has_groups: false,
         }
     }
 

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use store::{
+    Tx,
     command::{
+        group::{self, GroupEdit},
         node::{self, NodeEdit},
         site::{self, SettingsEdit},
         task::{self, NewTask},
@@ -12,7 +14,7 @@ use store::{
 };
 use sync::{
     document::site::UnknownMachines,
-    id::{Origin, SiteId},
+    id::{GroupId, Origin, SiteId},
     policy::{Autonomy, TaskState, Wanted},
 };
 
@@ -24,6 +26,9 @@ impl Run {
         let central = Origin::Central;
         if !self.world.runs(central) {
             return Did::Nothing;
+        }
+        if self.draw.has_groups && self.world.random.chance(15) {
+            return self.organise();
         }
         match self.world.random.below(100) {
             0..8 => self.register(),
@@ -131,6 +136,31 @@ impl Run {
             _ => edit.autonomy = self.one_of(&levels),
         }
         self.ask(Origin::Central, "ann", "settings changed", move |tx| site::set(tx, site, &edit, "")).0
+    }
+
+    /// Central makes groups, moves groups and sites, and says what directories are about.
+    fn organise(&mut self) -> Did {
+        let central = Origin::Central;
+        let all: Vec<GroupId> =
+            self.read(central, |view| view.groups()).into_iter().map(|row| row.id).collect();
+        let group = if self.world.random.chance(30) { None } else { self.one_of(&all) };
+        let site = self.site();
+        match self.world.random.below(8) {
+            0 | 1 if all.len() < 5 => {
+                let name = format!("group-{}", self.world.random.below(100));
+                self.ask(central, "ann", "group made", move |tx| group::create(tx, &name, "", group)).0
+            }
+            0 => {
+                let Some(moved) = self.one_of(&all) else { return Did::Nothing };
+                let edit = GroupEdit { parent: Some(group), ..GroupEdit::default() };
+                self.ask(central, "ann", "group moved", move |tx| group::edit(tx, moved, &edit, "")).0
+            }
+            1..5 => self.ask(central, "ann", "site moved", move |tx| group::place(tx, site, group, "")).0,
+            _ => {
+                let set = move |tx: &mut Tx<'_>| group::set_domain(tx, site, group, "");
+                self.ask(central, "ann", "domain changed", set).0
+            }
+        }
     }
 
     /// Somebody at central confirms that orders are followed again, wherever they are not.

@@ -3,15 +3,18 @@
 use std::{collections::BTreeMap, fs, time::Duration};
 
 /// Kinds of events and faults without which a run of all seeds shows nothing.
-pub(crate) const REQUIRED: [&str; 40] = [
+pub(crate) const REQUIRED: [&str; 44] = [
     // People and machines.
     "adopted",
     "approved",
     "booted",
     "cancelled",
+    "domain changed",
     "edited at a site",
     "edited at central",
     "go-ahead",
+    "group made",
+    "group moved",
     "installed",
     "installation failed",
     "ordered at a site",
@@ -22,6 +25,7 @@ pub(crate) const REQUIRED: [&str; 40] = [
     "repeated report",
     "retired",
     "settings changed",
+    "site moved",
     "taken up again",
     "visited",
     // Links.

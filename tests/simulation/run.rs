@@ -2,7 +2,10 @@
 
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc, time::Duration};
 
-use harness::{history::History, world::World};
+use harness::{
+    history::History,
+    world::{HEARTBEAT, World},
+};
 use store::{
     StoreError, Tx,
     command::workflow::{self, NewVersion},
@@ -70,6 +73,8 @@ impl Run {
     pub(crate) fn new(seed: u64, bug: Option<Bug>) -> Self {
         let mut world = World::new(seed);
         let mut draw = Draw::of(&mut world.random);
+        // By the seed and not by the dice: all other worlds stay what they were.
+        draw.has_groups = seed % 4 == 3;
         if let Some(needed) = bug.and_then(Bug::needs) {
             draw.faults.insert(0, needed);
             draw.has_hostile_site |= needed.0 == Fault::Hostility;
@@ -149,6 +154,9 @@ impl Run {
             }
         }
         self.calm();
+        self.rest();
+        // Where machines belong is told with the next sign of life.
+        self.pass(2 * HEARTBEAT);
         self.rest();
         self.checks.borrow_mut().at_rest(&mut self.world);
         let mut counts = std::mem::take(&mut self.world.counts);
