@@ -44,8 +44,17 @@ const SWEEP: &str = "directory_sweep";
 pub struct DirectoryRow {
     /// What was told of it.
     pub stub: Stub,
-    /// Central's time when it was told.
+    /// When it was told, by the clock here.
     pub at: Timestamp,
+}
+
+/// How far a site is with its directory, as central knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DirectoryStanding {
+    /// Everything was told. It is at every sign of life, but for what only the end of a recovery shows.
+    pub told: bool,
+    /// What was told last is committed at the site.
+    pub acknowledged: bool,
 }
 
 /// What a site was told of the directory, as central keeps it.
@@ -504,6 +513,27 @@ impl View<'_> {
     /// Where a machine belongs, as far as the directory says.
     pub fn directory(&self, node: NodeId) -> Result<Option<DirectoryRow>, StoreError> {
         row(self.sql, node)
+    }
+
+    /// At central: how far a site is with its directory.
+    pub fn directory_standing(&self, site: SiteId) -> Result<DirectoryStanding, StoreError> {
+        let found = self
+            .sql
+            .prepare_cached(
+                "SELECT domain_due = 0 AND directory_anew = 0
+                         AND directory >= (SELECT ifnull(max(seq), 0) FROM directory),
+                     directory_at <= acknowledged FROM peers WHERE peer = ?1",
+            )?
+            .query_row([Origin::Site(site).to_string()], |row| {
+                Ok(DirectoryStanding { told: row.get(0)?, acknowledged: row.get(1)? })
+            })
+            .optional()?;
+        Ok(found.unwrap_or(DirectoryStanding { told: false, acknowledged: false }))
+    }
+
+    /// At a site: whether central is telling the directory anew. Until it has, the site may know too much.
+    pub fn directory_is_told_anew(&self) -> Result<bool, StoreError> {
+        Ok(meta(self.sql, SWEEP)?.is_some())
     }
 
     /// Number of machines in the directory.

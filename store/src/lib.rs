@@ -52,7 +52,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-pub use directory::DirectoryRow;
+pub use directory::{DirectoryRow, DirectoryStanding};
 pub use error::StoreError;
 pub use peers::Standing;
 pub use recovery::{Awaited, Ended, Recovery, Stage};

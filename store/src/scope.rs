@@ -326,7 +326,7 @@ fn leave(
     tx.sql
         .prepare_cached(
             "INSERT INTO scope (peer, doc, inside, upto)
-             VALUES (?1, ?2, 0, (SELECT max(change) FROM changes WHERE doc = ?2))
+             VALUES (?1, ?2, 0, (SELECT ifnull(max(change), 0) FROM changes WHERE doc = ?2))
              ON CONFLICT (peer, doc) DO UPDATE SET inside = 0, upto = excluded.upto, doubt = 0",
         )?
         .execute(params![peer.to_string(), doc])?;

@@ -6,3 +6,4 @@ mod reconnect;
 mod pressure;
 mod restore;
 mod desk;
+mod domain;
