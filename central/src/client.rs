@@ -184,6 +184,14 @@ impl Client {
         self.ask(what, "POST", path, Some(&json!({ "why": why })))
     }
 
+    /// Makes or changes one thing by `method`, which is `POST`, `PUT` or `PATCH`.
+    ///
+    /// # Errors
+    /// When the server is not reached or refuses.
+    pub fn change(&self, what: &str, method: &str, path: &str, body: &Value) -> Result<Value, Failure> {
+        self.ask(what, method, path, Some(body))
+    }
+
     /// Reads bytes.
     ///
     /// # Errors
@@ -220,6 +228,8 @@ impl Client {
         let bearer = format!("Bearer {}", self.token);
         let answer = match (method, body) {
             ("GET", _) => self.agent.get(&url).header("authorization", &bearer).call(),
+            ("PUT", Some(body)) => self.agent.put(&url).header("authorization", &bearer).send_json(body),
+            ("PATCH", Some(body)) => self.agent.patch(&url).header("authorization", &bearer).send_json(body),
             (_, Some(body)) => self.agent.post(&url).header("authorization", &bearer).send_json(body),
             (_, None) => self.agent.post(&url).header("authorization", &bearer).send_empty(),
         };

@@ -25,5 +25,6 @@ mod http;
 
 pub mod client;
 pub mod desk;
+pub mod tree;
 pub mod backup;
 pub mod archive;

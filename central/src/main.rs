@@ -15,6 +15,7 @@ use central::{
     event_loop::{self, Edge},
     failure::{Exit, Failure},
     server::{ADMIN_TOKEN, Server},
+    tree,
 };
 use clap::{Args, Parser, Subcommand};
 
@@ -55,6 +56,27 @@ Examples:
   holdfast-central quarantine export 7 --to 7.bin
   holdfast-central quarantine release 7 --why 'agreed on the phone'
   holdfast-central quarantine dismiss 8 --why 'a damaged disk'";
+
+const GROUP_EXAMPLES: &str = "\
+Examples:
+  holdfast-central group list
+  holdfast-central group create europe
+  holdfast-central group create europe/france --describe 'Everything that Paris looks after'
+  holdfast-central group move europe/france --below west --why 'the new regions'
+  holdfast-central group move west/france --top
+  holdfast-central group rename france --to gaul
+
+A group is named by its path from the top, or by its id. What stands below it moves with it.";
+
+const SITE_EXAMPLES: &str = "\
+Examples:
+  holdfast-central site place lyon --group europe/france
+  holdfast-central site place lyon --nowhere
+  holdfast-central site directory lyon --group europe
+  holdfast-central site directory lyon --whole
+
+A site stands in one group or in none. Its directory says where machines belong that are not its own: those of the
+whole fleet, or of the sites in one group and below it. What is not in it is unknown there.";
 
 const BACKUP_EXAMPLES: &str = "\
 Examples:
@@ -198,9 +220,103 @@ enum Command {
         #[arg(long, global = true, value_name = "URL", env = "HOLDFAST_CENTRAL_SERVER")]
         server: Option<String>,
     },
+    /// Looks at groups, makes, moves and renames them
+    #[command(after_help = GROUP_EXAMPLES)]
+    Group {
+        #[command(subcommand)]
+        command: GroupCommand,
+        /// The running server [default: http:// and `listen_http`]
+        #[arg(long, global = true, value_name = "URL", env = "HOLDFAST_CENTRAL_SERVER")]
+        server: Option<String>,
+    },
+    /// Puts sites into groups, and says what their directories are about
+    #[command(after_help = SITE_EXAMPLES)]
+    Site {
+        #[command(subcommand)]
+        command: SiteCommand,
+        /// The running server [default: http:// and `listen_http`]
+        #[arg(long, global = true, value_name = "URL", env = "HOLDFAST_CENTRAL_SERVER")]
+        server: Option<String>,
+    },
     /// Looks at the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
+}
+
+#[derive(Subcommand)]
+enum GroupCommand {
+    /// Lists groups by path, with their ids and the sites in them
+    List,
+    /// Makes a group below one that is there, or at the top
+    Create {
+        /// Path of the new group: a-z, 0-9 and hyphens, with `/` between
+        #[arg(value_name = "PATH")]
+        path: String,
+        /// For people
+        #[arg(long, value_name = "TEXT", default_value = "")]
+        describe: String,
+    },
+    /// Moves a group below another one, or to the top
+    Move {
+        /// Path or id
+        #[arg(value_name = "GROUP")]
+        group: String,
+        /// Path or id of the group above
+        #[arg(long, value_name = "GROUP", required_unless_present = "top", conflicts_with = "top")]
+        below: Option<String>,
+        /// Below no other group
+        #[arg(long)]
+        top: bool,
+        /// Why, for the journal
+        #[arg(long, value_name = "TEXT", default_value = "")]
+        why: String,
+    },
+    /// Gives a group another name
+    Rename {
+        /// Path or id
+        #[arg(value_name = "GROUP")]
+        group: String,
+        /// The new name
+        #[arg(long, value_name = "NAME")]
+        to: String,
+        /// Why, for the journal
+        #[arg(long, value_name = "TEXT", default_value = "")]
+        why: String,
+    },
+}
+
+#[derive(Subcommand)]
+enum SiteCommand {
+    /// Puts a site into a group, or takes it out of all
+    Place {
+        /// Name or id
+        #[arg(value_name = "SITE")]
+        site: String,
+        /// Path or id of the group
+        #[arg(long, value_name = "GROUP", required_unless_present = "nowhere", conflicts_with = "nowhere")]
+        group: Option<String>,
+        /// In no group
+        #[arg(long)]
+        nowhere: bool,
+        /// Why, for the journal
+        #[arg(long, value_name = "TEXT", default_value = "")]
+        why: String,
+    },
+    /// Says whose machines are in the directory of a site
+    Directory {
+        /// Name or id
+        #[arg(value_name = "SITE")]
+        site: String,
+        /// Those of this group and all below it, by path or id
+        #[arg(long, value_name = "GROUP", required_unless_present = "whole", conflicts_with = "whole")]
+        group: Option<String>,
+        /// Those of the whole fleet
+        #[arg(long)]
+        whole: bool,
+        /// Why, for the journal
+        #[arg(long, value_name = "TEXT", default_value = "")]
+        why: String,
+    },
 }
 
 #[derive(Subcommand)]
@@ -350,6 +466,8 @@ fn run(command: Command, settings: Settings) -> Result<(), Failure> {
         }
         Command::Recovery { server } => show_recovery(&client(&config, server)?.recovery()?),
         Command::Resume { anyway, why, server } => resume(&client(&config, server)?, anyway, &why),
+        Command::Group { command, server } => groups(&client(&config, server)?, command),
+        Command::Site { command, server } => sites(&client(&config, server)?, command),
         Command::Config(ConfigCommand::Check) => {
             let source = file.map_or("no file; defaults".into(), |file| file.display().to_string());
             say(&format!("# {source}, environment and flags\n{config}"))
@@ -464,6 +582,28 @@ fn quarantine(client: &Client, command: QuarantineCommand) -> Result<(), Failure
         QuarantineCommand::Release { item, why } => say(&desk::decide(client, item, "release", &why)?),
         QuarantineCommand::Dismiss { item, why } => say(&desk::decide(client, item, "dismiss", &why)?),
     }
+}
+
+fn groups(client: &Client, command: GroupCommand) -> Result<(), Failure> {
+    say(&match command {
+        GroupCommand::List => tree::list(client)?,
+        GroupCommand::Create { path, describe } => tree::create(client, &path, &describe)?,
+        GroupCommand::Move { group, below, top: _, why } => {
+            tree::edit(client, &group, None, Some(below.as_deref()), &why)?
+        }
+        GroupCommand::Rename { group, to, why } => tree::edit(client, &group, Some(&to), None, &why)?,
+    })
+}
+
+fn sites(client: &Client, command: SiteCommand) -> Result<(), Failure> {
+    say(&match command {
+        SiteCommand::Place { site, group, nowhere: _, why } => {
+            tree::place(client, &site, group.as_deref(), &why)?
+        }
+        SiteCommand::Directory { site, group, whole: _, why } => {
+            tree::domain(client, &site, group.as_deref(), &why)?
+        }
+    })
 }
 
 /// Tells what is being done. Whoever closed stdout does not read it; the work is done all the same.

@@ -58,6 +58,9 @@ pub struct Status {
     pub central_recovers: bool,
     /// Nodes in this replica.
     pub nodes: u64,
+    /// Machines of other sites that are known here.
+    #[serde(default)]
+    pub directory: Directory,
     /// Number of tasks of this site by state.
     pub tasks: BTreeMap<TaskState, u64>,
     /// Machines that may boot their workflow now.
@@ -68,6 +71,19 @@ pub struct Status {
     pub boots_seen: u64,
     /// The newest boot answers.
     pub boots: Vec<Boot>,
+}
+
+/// What is known here of machines that are not held here. Every other one is unknown.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Directory {
+    /// How many.
+    pub machines: u64,
+    /// The group whose sites they are at home at, as a path; nothing: the whole fleet.
+    pub domain: Option<String>,
+    /// When central was last heard, by central's clock: what it knew then, it has told, or is telling.
+    pub as_of: Option<Timestamp>,
+    /// Central tells all of it anew, so there may be too many.
+    pub told_anew: bool,
 }
 
 /// The link to central.
@@ -234,6 +250,16 @@ pub(crate) fn of(
         suspended: view.suspended()?,
         central_recovers: view.central_recovers()?,
         nodes: view.count_nodes(None)?,
+        directory: Directory {
+            machines: view.count_directory()?,
+            domain: row
+                .as_ref()
+                .and_then(|row| row.directory_domain)
+                .map(|group| view.group_path(group))
+                .transpose()?,
+            as_of: peer.clock,
+            told_anew: view.directory_is_told_anew()?,
+        },
         tasks,
         ready,
         blobs: Blobs { bytes: agent.store.blobs().total_bytes()?, wanted: wanted.collect() },
@@ -336,6 +362,11 @@ impl fmt::Display for Status {
         let tasks: Vec<String> = self.tasks.iter().map(|(state, count)| format!("{count} {state}")).collect();
         let tasks = if tasks.is_empty() { "no tasks".to_owned() } else { tasks.join(", ") };
         writeln!(f, "machines    {} known; {tasks}", self.nodes)?;
+        let Directory { machines, domain, as_of, told_anew } = &self.directory;
+        let of = domain.as_deref().unwrap_or("the whole fleet");
+        let age = as_of.map_or("central was never heard".into(), |at| format!("as of {at}"));
+        let anew = if *told_anew { ", being told anew" } else { "" };
+        writeln!(f, "directory   {machines} machines of other sites of {of}, {age}{anew}")?;
         for ready in &self.ready {
             let macs: Vec<String> = ready.macs.iter().map(ToString::to_string).collect();
             writeln!(f, "  ready     {} {} task {}", macs.join(" "), ready.hostname, ready.task)?;

@@ -156,4 +156,26 @@ fn p6_h6_a_forged_write_to_another_sites_machine_is_set_aside_and_the_sites_hone
         if here["outcome"]["reason"] == "it is done already" { Ok(()) } else { Err(here) }
     });
     office::settle(central, &bern, 2 * SOON);
+
+    // Bern has seen one of lyon's machines and goes on to know it; of the others it need not know.
+    let status = || bern.rest.show("/agent/status")["directory"].clone();
+    office.describe(mac(2));
+    wait_for("bern hears of another one", SOON, || {
+        if status()["machines"] == 1 && status()["domain"].is_null() { Ok(()) } else { Err(status()) }
+    });
+    let tell = |words: &[&str]| {
+        let (code, out, complaint) = run("holdfast-central", &[words, &["--config", &config]].concat());
+        assert_eq!(code, 0, "{complaint}");
+        out
+    };
+    tell(&["group", "create", "alps"]);
+    tell(&["site", "place", "bern", "--group", "alps"]);
+    let said = tell(&["site", "directory", "bern", "--group", "alps", "--why", "it is small"]);
+    assert_eq!(said, "site bern hears of the machines of alps: bern\n");
+    wait_for("bern forgets it", SOON, || {
+        if status()["machines"] == 0 && status()["domain"] == "alps" { Ok(()) } else { Err(status()) }
+    });
+    let (code, out, _) = bern.status();
+    let line = out.lines().find(|line| line.starts_with("directory")).unwrap_or_default();
+    assert!(code == 0 && line.starts_with("directory   0 machines of other sites of alps, as of 2"), "{out}");
 }

@@ -5,12 +5,12 @@ use axum::{
     http::{header, request::Parts},
 };
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::{Deserialize, Deserializer, de::DeserializeOwned};
 use store::{
     StoreError, View,
-    view::{NodeRow, SiteRow},
+    view::{GroupRow, NodeRow, SiteRow},
 };
-use sync::id::{MacAddr, NodeId, SiteId};
+use sync::id::{GroupId, MacAddr, NodeId, SiteId};
 
 use super::error::Problem;
 
@@ -191,6 +191,30 @@ pub(super) fn site(view: &View<'_>, text: &str) -> Result<SiteRow, StoreError> {
         Some(site) => Ok(site),
         None => view.site_by_name(text)?.ok_or_else(|| StoreError::Unknown(format!("site {text}"))),
     }
+}
+
+/// The group with this id, or at this path of names from the top.
+pub(super) fn group(view: &View<'_>, text: &str) -> Result<GroupRow, StoreError> {
+    let by_id = match text.parse::<GroupId>() {
+        Ok(id) => view.group(id)?,
+        Err(_) => None,
+    };
+    match by_id {
+        Some(group) => Ok(group),
+        None => view.group_at(text)?.ok_or_else(|| StoreError::Unknown(format!("group {text}"))),
+    }
+}
+
+/// The group that a body names, or none where it says `null`.
+pub(super) fn named_group(view: &View<'_>, text: Option<&str>) -> Result<Option<GroupId>, StoreError> {
+    text.map(|text| group(view, text).map(|group| group.id)).transpose()
+}
+
+/// A field that may be `null`, which is not the same as leaving it out.
+pub(super) fn nullable<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    from: D,
+) -> Result<Option<Option<T>>, D::Error> {
+    Option::deserialize(from).map(Some)
 }
 
 /// The site that a filter names, if there is one.

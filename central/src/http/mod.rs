@@ -12,6 +12,7 @@ mod auth;
 mod extract;
 
 mod sites;
+mod groups;
 mod nodes;
 mod workflows;
 mod tasks;
@@ -101,6 +102,10 @@ pub(crate) fn router(app: App) -> Router {
         .route("/sites/{site}/token", post(sites::invite))
         .route("/sites/{site}/revoke", post(sites::revoke))
         .route("/sites/{site}/resume", post(sites::resume))
+        .route("/sites/{site}/group", put(groups::place))
+        .route("/sites/{site}/directory_domain", put(groups::set_domain))
+        .route("/groups", get(groups::list).post(groups::create))
+        .route("/groups/{group}", get(groups::show).patch(groups::edit))
         .route("/sites/{site}/nodes", get(nodes::list_of_site))
         .route("/nodes", get(nodes::list).post(nodes::create))
         .route("/nodes/{node}", get(nodes::show).patch(nodes::edit))

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use store::{StoreError, View, command, command::site::SettingsEdit, view::SiteRow};
 use sync::{
-    id::{Origin, SiteId},
+    id::{GroupId, Origin, SiteId},
     journal::Stream,
     policy::{LinkState, link},
     quic::CloseCode,
@@ -23,7 +23,7 @@ use super::{
     App,
     error::Problem,
     extract::{self, Body, Decision, OptionalBody, Paging, Params, Segment},
-    page, with,
+    groups, page, with,
 };
 use crate::{enrolment::token, sessions::Sessions};
 
@@ -152,7 +152,12 @@ pub(super) async fn resume(
 }
 
 /// What operators see of a site.
-fn object(view: &View<'_>, row: &SiteRow, now: Timestamp, live: &Sessions) -> Result<Value, StoreError> {
+pub(super) fn object(
+    view: &View<'_>,
+    row: &SiteRow,
+    now: Timestamp,
+    live: &Sessions,
+) -> Result<Value, StoreError> {
     let (transport, transport_since) = live.carried_by(row.id).unzip();
     let peer = view.peer(Origin::Site(row.id))?;
     let suspended = peer.telemetry.as_ref().and_then(|it| it.suspended.clone());
@@ -166,9 +171,18 @@ fn object(view: &View<'_>, row: &SiteRow, now: Timestamp, live: &Sessions) -> Re
             "blob_bytes": it.blob_bytes,
         })
     });
+    let path = |group: Option<GroupId>| group.map(|group| view.group_path(group)).transpose();
+    let standing = view.directory_standing(row.id)?;
     Ok(with(
         row,
         json!({
+            "group_path": path(row.group)?,
+            "directory": {
+                "domain": path(row.directory_domain)?,
+                "sites": view.domain_of(row.id)?.map(|sites| groups::named(view, sites)).transpose()?,
+                "told": standing.told,
+                "acknowledged": standing.acknowledged,
+            },
             "status": status(peer.heard_at, row.effective.heartbeat_s, now),
             "transport": transport,
             "transport_since": transport_since,

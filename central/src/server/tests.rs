@@ -38,6 +38,7 @@ use crate::enrolment::certificate::KeyRequest;
 mod authority;
 mod evidence;
 mod clock;
+mod groups;
 
 /// 2026-11-20 at noon.
 const NOON: Timestamp = Timestamp(1_795_176_000_000);
