@@ -4,6 +4,7 @@ use automerge::{Change, ChangeHash};
 use rusqlite::{OptionalExtension, params};
 use sync::{
     document::{Author, Document, Kind, register::Edit},
+    engine::brief::{self, BriefError, Name},
     id::{DocumentId, Incarnation, Origin},
     ingress::{self, Authority, Outcome, UnknownKeys, Write},
     wire::{Fingerprint, Refusal, Seal},
@@ -376,6 +377,33 @@ impl Tx<'_> {
                 .execute(params![change, seal.0])?;
         }
         Ok(())
+    }
+
+    /// Makes items of central's log whole that came in short form; another peer sends none.
+    pub(crate) fn whole(
+        &self,
+        peer: Origin,
+        items: Vec<Vec<u8>>,
+    ) -> Result<Result<Vec<Vec<u8>>, BriefError>, StoreError> {
+        match peer {
+            Origin::Central => brief::lengthen(items, |document, name| self.named(document, name)),
+            Origin::Site(_) => Ok(Ok(items)),
+        }
+    }
+
+    /// Hashes of the changes of a document that are here, wait or were set aside, and begin with `name`.
+    fn named(&self, document: DocumentId, name: Name) -> Result<Vec<[u8; 32]>, StoreError> {
+        let mut last = [0xff; 32];
+        last[..name.len()].copy_from_slice(&name);
+        // The index over hashes finds at most one or two, the one over documents all changes of one.
+        let mut statement = self.sql.prepare_cached(
+            "SELECT hash FROM changes WHERE hash BETWEEN ?1 AND ?2
+                 AND +doc = (SELECT doc FROM documents WHERE id = ?3)
+             UNION SELECT hash FROM parked WHERE hash BETWEEN ?1 AND ?2 AND +id = ?3
+             UNION SELECT hash FROM quarantine WHERE hash BETWEEN ?1 AND ?2 AND id = ?3",
+        )?;
+        let rows = statement.query_map(params![name, last, document.as_bytes()], |row| row.get(0))?;
+        Ok(rows.collect::<Result<_, _>>()?)
     }
 
     fn park(

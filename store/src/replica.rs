@@ -85,6 +85,10 @@ fn perform(tx: &mut Tx<'_>, output: Output) -> Result<Option<Input>, StoreError>
             Some(Input::Read { connection, from, items, seal })
         }
         Output::Ingest { connection, peer, from, items, seal } => {
+            let items = match tx.whole(peer, items)? {
+                Ok(items) => items,
+                Err(error) => return Ok(Some(Input::Unreadable { connection, reason: error.to_string() })),
+            };
             match tx.ingest(peer, from, &items, seal)? {
                 Ingest::Taken(cursor) => {
                     let end = log::end(tx.sql, peer)?;

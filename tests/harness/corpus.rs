@@ -6,6 +6,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    convert::Infallible,
     time::Duration,
 };
 
@@ -24,7 +25,7 @@ use store::{
 use sync::{
     blob::Digest,
     document::{Document, Kind, workflow::Identity},
-    engine::pack,
+    engine::{brief, pack},
     id::{DocumentId, MacAddr, NodeId, Origin, ReportId, SiteId, WorkflowId},
     ingress,
     journal::{Stream, chain},
@@ -123,14 +124,23 @@ impl Corpus {
         let mut waiting: BTreeMap<(u8, DocumentId), Vec<Vec<u8>>> = BTreeMap::new();
         let mut entries: BTreeMap<(Stream, [u8; 16]), BTreeMap<u64, Vec<u8>>> = BTreeMap::new();
         let mut seen = BTreeSet::new();
+        let mut hashes: BTreeMap<DocumentId, Vec<[u8; 32]>> = BTreeMap::new();
         for (_, frame) in &self.frames {
             let Ok(Message::Log { items, .. }) = wire::decode(frame) else { continue };
-            // On the wire documents and entries have a shorter form; what is judged is what comes out of it.
-            for bytes in pack::unpack(items, true).expect("an honest frame") {
+            // On the wire documents, changes and entries have a shorter form; what is judged is what comes out of it.
+            let items = pack::unpack(items, true).expect("an honest frame");
+            let named = |document: DocumentId, name: brief::Name| -> Result<_, Infallible> {
+                let of = hashes.get(&document).into_iter().flatten();
+                Ok(of.filter(|hash| hash.starts_with(&name)).copied().collect())
+            };
+            let Ok(items) = brief::lengthen(items, named);
+            for bytes in items.expect("an honest frame") {
                 let item: Item = minicbor::decode(&bytes).expect("an honest item");
                 if let (Some(kind), Some(id), Some(change)) = (item.kind, item.document, item.change)
                     && seen.insert(change.clone())
                 {
+                    let parsed = Change::try_from(&change[..]).expect("an honest change");
+                    hashes.entry(id).or_default().push(parsed.hash().0);
                     waiting.entry((kind, id)).or_default().push(change);
                 }
                 if let Some(bytes) = item.entry

@@ -163,6 +163,13 @@ pub enum Input {
         /// Why, for people.
         reason: String,
     },
+    /// Answer to [`super::Output::Ingest`] at a site: a short form could not be made whole. Nothing was committed.
+    Unreadable {
+        /// The connection of the question.
+        connection: Connection,
+        /// Why, for people.
+        reason: String,
+    },
     /// Answer to [`super::Output::Ingest`]: what came is here, and showed that our database went back in time.
     /// Another life of it has begun, and every log anew.
     LifeBegun {

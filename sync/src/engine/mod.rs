@@ -2,7 +2,7 @@
 //!
 //! `input` is what may happen to it, `output` what it wants done, `session` one connection with its two
 //! logs, `reconcile` how two replicas find out in which documents they differ, `pack` what items of a log look like
-//! on the wire, `pressure` how much is taken in at once, `backoff` the wait before the next dial, `blobs` the queue
+//! on the wire, `brief` what a change does, `pressure` how much is taken in at once, `backoff` the wait before the next dial, `blobs` the queue
 //! of wanted content. Whoever owns a
 //! socket or a simulated wire runs the same loop: hand in an [`Input`], take [`Output`]s until there is
 //! none, wait for the next input or [`Engine::poll_timeout`].
@@ -15,6 +15,7 @@ pub mod output;
 pub mod blobs;
 pub mod reconcile;
 pub mod pack;
+pub mod brief;
 mod backoff;
 mod pressure;
 mod vouch;
@@ -180,6 +181,9 @@ impl Engine {
             }
             Input::IngestFailed { connection, reason } => {
                 self.with(now, connection, |session, outputs| session.handle_ingest_failed(&reason, outputs));
+            }
+            Input::Unreadable { connection, reason } => {
+                self.with(now, connection, |session, outputs| session.handle_unreadable(&reason, outputs));
             }
             Input::LifeBegun { connection, reason } => {
                 self.end_others(connection, &reason);

@@ -1,18 +1,21 @@
 //! What items of a log are on the wire, where that is shorter than the items themselves.
 //!
 //! A log is items, one per position, and its rolling hash covers those. On the way a run of them may stand as
-//! one: all changes of a document that the peer does not have yet as a [`Snapshot`] of it, and a journal entry
+//! one: all changes of a document that the peer does not have yet as a [`Snapshot`] of it, a journal entry
 //! that follows the one before it in the same frame as a [`Linked`] one, which leaves out the hash that the
-//! reader can compute. [`pack`] makes the short form and knows that it comes apart into the very same bytes;
-//! [`unpack`] takes it apart. Nothing else in this program ever sees the short form: positions, hashes,
-//! fingerprints, seals and acknowledgements are those of the items.
+//! reader can compute, and any other change as a [`Brief`](crate::wire::Brief), which leaves out more
+//! ([`brief`]). [`pack`] makes the short form and knows that it comes apart into the very same bytes;
+//! [`unpack`] takes it apart, but for the last, which only the replica can. Positions, hashes, fingerprints, seals and
+//! acknowledgements are those of the items.
 //!
-//! Only central sends snapshots ([decision 0021](../../../docs/decisions/0021-snapshots-are-a-short-form.md)).
+//! Only central sends snapshots and changes in short form ([decision
+//! 0021](../../../docs/decisions/0021-snapshots-are-a-short-form.md), [decision
+//! 0023](../../../docs/decisions/0023-a-change-names-what-its-reader-has.md)).
 
 use automerge::Change;
 use minicbor::bytes::ByteVec;
 
-use super::session::WINDOW;
+use super::{brief, session::WINDOW};
 use crate::{
     document::{Document, Kind},
     id::DocumentId,
@@ -34,8 +37,8 @@ const HASH: usize = 32;
 /// Short forms that do not come apart.
 #[derive(Debug, thiserror::Error)]
 pub enum UnpackError {
-    /// Whoever sent it may not send snapshots.
-    #[error("only central sends snapshots")]
+    /// Whoever sent it may not send snapshots, nor changes in short form.
+    #[error("only central sends snapshots and changes in short form")]
     NotCentral,
     /// Not what the format says, for this reason.
     #[error("item cannot be unpacked: {0}")]
@@ -48,13 +51,17 @@ pub enum UnpackError {
         /// Why, for people.
         why: String,
     },
+    /// A change in short form that can be none.
+    #[error(transparent)]
+    Brief(#[from] brief::BriefError),
     /// More than [`MAX_UNPACKED`].
     #[error("items unpack to more than {MAX_UNPACKED} bytes")]
     TooLong,
 }
 
-/// Puts items of our log into the shortest form, in the same order.
-pub fn pack(items: Vec<Vec<u8>>, with_snapshots: bool) -> Vec<Vec<u8>> {
+/// Puts items of our log into the shortest form, in the same order; `short` where the peer takes what only central
+/// sends.
+pub fn pack(items: Vec<Vec<u8>>, short: bool) -> Vec<Vec<u8>> {
     let mut packed = Vec::with_capacity(items.len());
     let mut run = Run::default();
     let mut before: Option<Vec<u8>> = None;
@@ -64,11 +71,11 @@ pub fn pack(items: Vec<Vec<u8>>, with_snapshots: bool) -> Vec<Vec<u8>> {
             packed.push(bytes);
             continue;
         };
-        if with_snapshots && run.takes(&item, &bytes) {
+        if short && run.takes(&item, &bytes) {
             continue;
         }
         run.end(&mut packed);
-        if with_snapshots && run.takes(&item, &bytes) {
+        if short && run.takes(&item, &bytes) {
             continue;
         }
         packed.push(match (&item.entry, &before) {
@@ -83,11 +90,11 @@ pub fn pack(items: Vec<Vec<u8>>, with_snapshots: bool) -> Vec<Vec<u8>> {
     packed
 }
 
-/// Takes the items of one frame apart, one per position.
+/// Takes the items of one frame apart, one per position. What `engine::brief` takes apart stays as it is.
 ///
 /// # Errors
 /// What is wrong with them; nothing of the frame counts then.
-pub fn unpack(items: Vec<ByteVec>, may_be_snapshots: bool) -> Result<Vec<Vec<u8>>, UnpackError> {
+pub fn unpack(items: Vec<ByteVec>, may_be_short: bool) -> Result<Vec<Vec<u8>>, UnpackError> {
     let mut unpacked: Vec<Vec<u8>> = Vec::with_capacity(items.len());
     let mut total = 0;
     let mut before: Option<Vec<u8>> = None;
@@ -95,7 +102,7 @@ pub fn unpack(items: Vec<ByteVec>, may_be_snapshots: bool) -> Result<Vec<Vec<u8>
         let bytes = Vec::from(bytes);
         let begin = unpacked.len();
         if bytes.starts_with(&SNAPSHOT) {
-            if !may_be_snapshots {
+            if !may_be_short {
                 return Err(UnpackError::NotCentral);
             }
             let item = decode(&bytes)?;
@@ -106,6 +113,16 @@ pub fn unpack(items: Vec<ByteVec>, may_be_snapshots: bool) -> Result<Vec<Vec<u8>
                 UnpackError::Malformed("no entry comes before one that leaves out its hash".into())
             })?;
             unpacked.push(Item::entry(unlinked(&linked, before)?).to_bytes());
+        } else if brief::is_brief(&bytes) {
+            if !may_be_short {
+                return Err(UnpackError::NotCentral);
+            }
+            total += brief::length(&bytes)?;
+            unpacked.push(bytes);
+            if total > MAX_UNPACKED {
+                return Err(UnpackError::TooLong);
+            }
+            continue;
         } else {
             unpacked.push(bytes);
         }
@@ -129,6 +146,7 @@ fn decode(bytes: &[u8]) -> Result<Item, UnpackError> {
 struct Run {
     of: Option<(u8, DocumentId)>,
     changes: Vec<(Vec<u8>, Option<Seal>)>,
+    /// In their short form, where they have one.
     items: Vec<Vec<u8>>,
 }
 
@@ -143,7 +161,7 @@ impl Run {
         }
         self.of = Some((kind, document));
         self.changes.push((change.clone(), item.seal));
-        self.items.push(bytes.to_vec());
+        self.items.push(brief::shorten(item, bytes).unwrap_or_else(|| bytes.to_vec()));
         true
     }
 
@@ -349,6 +367,21 @@ mod tests {
         pack(items.to_vec(), with_snapshots).into_iter().map(Into::into).collect()
     }
 
+    /// Takes items apart as a site does that has these changes.
+    fn apart(packed: Vec<ByteVec>, known: &[Vec<u8>]) -> Result<Vec<Vec<u8>>, String> {
+        let hash = |bytes: &Vec<u8>| {
+            let item: Item = minicbor::decode(bytes).ok()?;
+            Some((item.document?, crate::ingress::lint::hash(&item.change?)))
+        };
+        let known: Vec<_> = known.iter().filter_map(hash).collect();
+        let items = unpack(packed, true).map_err(|error| error.to_string())?;
+        let named = |document, name: brief::Name| {
+            let are = |of: &DocumentId, hash: &[u8; 32]| *of == document && hash.starts_with(&name);
+            Ok::<_, String>(known.iter().filter(|(of, hash)| are(of, hash)).map(|(_, hash)| *hash).collect())
+        };
+        brief::lengthen(items, named)?.map_err(|error| error.to_string())
+    }
+
     fn is_snapshot(item: &[u8]) -> bool {
         item.starts_with(&SNAPSHOT)
     }
@@ -360,17 +393,17 @@ mod tests {
             let (id, changes) = history(number, 2 + i64::from(number % 9));
             let items = items(id, &changes);
             let packed = on_the_wire(&items, true);
-            // The longer its history, the more there is to save.
-            assert!(
-                changes.len() < 5 || packed.len() == 1 && is_snapshot(&packed[0]),
-                "{} items",
-                packed.len()
-            );
+            // The longer its history, the more a snapshot saves; until then each change goes in short form.
+            if changes.len() < 8 {
+                assert!(is_snapshot(&packed[0]) || packed.iter().all(|item| brief::is_brief(item)));
+            } else {
+                assert!(packed.len() == 1 && is_snapshot(&packed[0]), "{} items", packed.len());
+            }
             let weight = |items: &[ByteVec]| {
                 frame::weight(&items.iter().map(|it| &***it).collect::<Vec<_>>().concat())
             };
             assert!(weight(&packed) <= frame::weight(&items.concat()));
-            assert_eq!(unpack(packed, true).unwrap(), items);
+            assert_eq!(apart(packed, &[]).unwrap(), items);
             let snapshot = whole(&items).unwrap();
             shuffled += u32::from(!decode(&snapshot).unwrap().snapshot.unwrap().order.is_empty());
             assert_eq!(unpack(vec![snapshot.into()], true).unwrap(), items);
@@ -379,15 +412,20 @@ mod tests {
     }
 
     #[test]
-    fn p6_what_is_no_whole_document_goes_as_it_is() {
+    fn p6_what_is_no_whole_document_goes_in_short_form() {
         let (id, changes) = history(1, 6);
         let items = items(id, &changes);
-        // Its beginning is with the peer already, or one in the middle is.
+        // Its beginning is with the peer already, or one in the middle is: each names what it follows.
         let lacking = [&items[..2], &items[3..]].concat();
         for part in [&items[1..], &lacking[..], &items[..1]] {
             let packed = on_the_wire(part, true);
-            assert!(!packed.iter().any(|item| is_snapshot(item)));
-            assert_eq!(unpack(packed, true).unwrap(), part);
+            assert!(packed.iter().all(|item| brief::is_brief(item)));
+            let length = |items: &[Vec<u8>]| items.iter().map(Vec::len).sum::<usize>();
+            let short: Vec<Vec<u8>> = packed.iter().map(|item| item.to_vec()).collect();
+            assert!(length(&short) + 26 * short.len() < length(part), "a hash and a header at least");
+            assert_eq!(apart(packed.clone(), &items).unwrap(), part);
+            let told = apart(packed, &[]);
+            assert!(part == &items[..1] || told.unwrap_err().contains("and 0 such are here"));
         }
         assert!(whole(&items[1..]).is_none() && whole(&lacking).is_none() && whole(&items[..1]).is_none());
         // A beginning is a whole document of an earlier day.
@@ -398,7 +436,7 @@ mod tests {
     #[test]
     fn p6_documents_and_entries_in_one_frame_keep_their_order() {
         let entries = entries(4);
-        let (one, two) = (history(1, 6), history(2, 7));
+        let (one, two) = (history(1, 9), history(2, 9));
         let all = [
             &entries[..1],
             &items(one.0, &one.1),
@@ -422,15 +460,18 @@ mod tests {
             })
             .collect();
         assert_eq!(shape, ["-", "snapshot", "snapshot", "linked", "-", "linked", "linked"]);
-        assert_eq!(unpack(packed, true).unwrap(), all);
+        assert_eq!(apart(packed, &[]).unwrap(), all);
     }
 
     #[test]
     fn h6_no_short_form_of_a_peer_panics_or_comes_apart_into_something_else_unseen() {
-        let (id, changes) = history(7, 5);
-        let all = [items(id, &changes), entries(3)].concat();
+        let (id, changes) = history(7, 9);
+        let (beside, few) = history(8, 2);
+        let all = [items(id, &changes), entries(3), items(beside, &few)].concat();
         let packed = on_the_wire(&all, true);
+        assert!(is_snapshot(&packed[0]) && packed[4..].iter().all(|item| brief::is_brief(item)));
         assert!(matches!(unpack(packed.clone(), false), Err(UnpackError::NotCentral)));
+        assert!(matches!(unpack(packed[4..].to_vec(), false), Err(UnpackError::NotCentral)));
         assert!(matches!(unpack(packed[2..].to_vec(), true), Err(UnpackError::Malformed(_))));
         let mut state = 7_u64;
         let mut next = |below: usize| {
@@ -443,7 +484,7 @@ mod tests {
             let item = next(worse.len());
             let at = 2 + next(worse[item].len() - 2);
             worse[item][at] = u8::try_from(next(256)).expect("a byte");
-            match unpack(worse, true) {
+            match apart(worse, &all) {
                 Err(_) => refused += 1,
                 // The rolling hash covers the items, so that both notice.
                 Ok(items) => other += u32::from(items != all),
@@ -467,6 +508,12 @@ mod tests {
     #[test]
     fn h6_a_short_form_does_not_unfold_without_end() {
         let (id, changes) = history(3, 900);
+        let (of, few) = history(4, 3);
+        let last = &on_the_wire(&items(of, &few)[2..], true)[0];
+        assert!(brief::is_brief(last));
+        let count = MAX_UNPACKED / brief::length(last).unwrap();
+        assert!(unpack(vec![last.clone(); count], true).is_ok());
+        assert!(matches!(unpack(vec![last.clone(); count + 1], true), Err(UnpackError::TooLong)));
         let packed = on_the_wire(&items(id, &changes), true);
         assert_eq!(packed.len(), 1);
         let many: Vec<ByteVec> = std::iter::repeat_n(packed[0].clone(), 12).collect();

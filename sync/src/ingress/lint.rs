@@ -159,6 +159,47 @@ pub fn lint(bytes: &[u8]) -> Result<(), LintError> {
     Ok(())
 }
 
+/// A change chunk in two: the hashes that it depends on, and what follows them. Nothing if the bytes are none.
+pub(crate) fn split(bytes: &[u8]) -> Option<(Vec<[u8; 32]>, &[u8])> {
+    let mut chunk = Reader { rest: bytes };
+    let is_change = |kind| if kind == RAW_CHANGE { Ok(()) } else { Err(LintError::ChunkType(kind)) };
+    header(&mut chunk, is_change).ok()?;
+    let count = chunk.unsigned("the number of dependencies").ok().filter(|count| *count <= MAX_DEPS)?;
+    let deps = (0..count).map(|_| chunk.take(32, "the dependencies").ok()?.try_into().ok());
+    let deps = deps.collect::<Option<_>>()?;
+    Some((deps, chunk.rest))
+}
+
+/// The change chunk of these parts, with the header that belongs to it, and its hash.
+pub(crate) fn joined(deps: &[[u8; 32]], rest: &[u8]) -> (Vec<u8>, [u8; 32]) {
+    let mut count = vec![];
+    unsigned(deps.len() as u64, &mut count);
+    let mut covered = vec![RAW_CHANGE];
+    unsigned((count.len() + 32 * deps.len() + rest.len()) as u64, &mut covered);
+    covered.extend(count);
+    covered.extend(deps.as_flattened());
+    covered.extend(rest);
+    let hash: [u8; 32] = Sha256::digest(&covered).into();
+    ([&MAGIC[..], &hash[..4], &covered].concat(), hash)
+}
+
+/// The hash of a change chunk, sound or not.
+pub(crate) fn hash(chunk: &[u8]) -> [u8; 32] {
+    Sha256::digest(chunk.get(8..).unwrap_or_default()).into()
+}
+
+/// Unsigned LEB128.
+fn unsigned(mut number: u64, bytes: &mut Vec<u8>) {
+    loop {
+        let low = u8::try_from(number & 0x7f).expect("seven bits");
+        number >>= 7;
+        if number == 0 {
+            return bytes.push(low);
+        }
+        bytes.push(low | 0x80);
+    }
+}
+
 /// Reads the header of a chunk that is all of the bytes, of a type that `is_wanted`.
 pub(super) fn header(
     chunk: &mut Reader<'_>,

@@ -16,7 +16,7 @@
 //! Panics of foreign code end in a [`Rejection`], which needs `panic = "unwind"` in every profile. The
 //! process's panic hook still runs and prints; programs that mind install a quiet one, this crate none.
 
-mod lint;
+pub(crate) mod lint;
 mod semantic;
 mod authorize;
 mod verify;

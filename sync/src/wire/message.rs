@@ -181,6 +181,9 @@ pub struct Item {
     /// From central: of which machines the site is not told any more where they belong.
     #[n(13)]
     pub gone: Option<Gone>,
+    /// On the wire only, from central: a change without what the reader can find out.
+    #[n(14)]
+    pub brief: Option<Brief>,
 }
 
 /// What leaves the directory of a site. What is not in it is unknown there.
@@ -237,6 +240,35 @@ impl Default for Snapshot {
     fn default() -> Self {
         Snapshot { kind: 0, document: DocumentId([0; 16]), bytes: vec![], seals: vec![], order: vec![] }
     }
+}
+
+/// A change without its header, and with the beginnings of the hashes that it depends on: whoever takes it has the
+/// changes that they name. See `engine::brief`.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Brief {
+    /// Number of the document's kind.
+    #[n(0)]
+    pub kind: u8,
+    /// The document.
+    #[n(1)]
+    pub document: DocumentId,
+    /// What central put beside the change.
+    #[n(2)]
+    pub seal: Option<Seal>,
+    /// The first [`Brief::NAME`] bytes of each dependency.
+    #[cbor(n(3), with = "minicbor::bytes")]
+    pub deps: Vec<u8>,
+    /// What follows the dependencies in the change.
+    #[cbor(n(4), with = "minicbor::bytes")]
+    pub rest: Vec<u8>,
+    /// Where in it the actor of the document's genesis is left out, if it is.
+    #[n(5)]
+    pub genesis_at: Option<u64>,
+}
+
+impl Brief {
+    /// Bytes of a hash that name a change among those of one document.
+    pub const NAME: usize = 6;
 }
 
 /// A journal entry without the hash of the entry before it, which the reader has just read.

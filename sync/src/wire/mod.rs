@@ -10,7 +10,7 @@ pub mod version;
 
 pub use frame::{FrameError, MAX_FRAME, decode, encode};
 pub use message::{
-    Anew, Cursor, Fingerprint, Gone, Holding, Holdings, Item, Linked, Message, Refusal, Reset, Rolling, Seal,
-    Snapshot, StreamHead, Stub, Telemetry,
+    Anew, Brief, Cursor, Fingerprint, Gone, Holding, Holdings, Item, Linked, Message, Refusal, Reset,
+    Rolling, Seal, Snapshot, StreamHead, Stub, Telemetry,
 };
 pub use version::Versions;

@@ -64,8 +64,8 @@ impl Session {
             self.vouch_before(last, outputs);
             self.sent = last;
             self.under_way.push_back((self.sent, bytes));
-            let with_snapshots = self.peer != Origin::Central && !self.plain;
-            let items = pack::pack(items, with_snapshots).into_iter().map(Into::into).collect();
+            let short = self.peer != Origin::Central && !self.plain;
+            let items = pack::pack(items, short).into_iter().map(Into::into).collect();
             self.send(&Message::Log { from, items, seal }, outputs);
         } else if from == self.sent + 1 && !self.grown {
             // The log began anew and is shorter than what we heard of it before.
@@ -95,7 +95,7 @@ impl Session {
             Ok(items) => items,
             Err(error) => {
                 // The next session is asked to do without; each change is then judged by itself.
-                self.plain |= matches!(error, UnpackError::Snapshot { .. });
+                self.plain |= matches!(error, UnpackError::Snapshot { .. } | UnpackError::Brief(_));
                 return self.close(CloseCode::Protocol, &error.to_string(), outputs);
             }
         };
@@ -185,6 +185,13 @@ impl Session {
     pub(in crate::engine) fn handle_ingest_failed(&mut self, reason: &str, outputs: &mut VecDeque<Output>) {
         self.at_writer = false;
         self.close(CloseCode::Replica, reason, outputs);
+    }
+
+    /// Short forms did not come apart: the next session is asked to do without.
+    pub(in crate::engine) fn handle_unreadable(&mut self, reason: &str, outputs: &mut VecDeque<Output>) {
+        self.at_writer = false;
+        self.plain = true;
+        self.close(CloseCode::Protocol, reason, outputs);
     }
 
     pub(super) fn handle_ack(&mut self, now: Moment, position: u64, outputs: &mut VecDeque<Output>) {
