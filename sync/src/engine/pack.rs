@@ -393,18 +393,17 @@ mod tests {
             let (id, changes) = history(number, 2 + i64::from(number % 9));
             let items = items(id, &changes);
             let packed = on_the_wire(&items, true);
-            // The longer its history, the more a snapshot saves; until then each change goes in short form.
-            if changes.len() < 8 {
-                assert!(is_snapshot(&packed[0]) || packed.iter().all(|item| brief::is_brief(item)));
-            } else {
-                assert!(packed.len() == 1 && is_snapshot(&packed[0]), "{} items", packed.len());
-            }
             let weight = |items: &[ByteVec]| {
                 frame::weight(&items.iter().map(|it| &***it).collect::<Vec<_>>().concat())
             };
             assert!(weight(&packed) <= frame::weight(&items.concat()));
-            assert_eq!(apart(packed, &[]).unwrap(), items);
+            // The longer its history, the more a snapshot saves; until then each change goes in short form.
             let snapshot = whole(&items).unwrap();
+            assert!(weight(&packed) <= frame::weight(&snapshot));
+            assert!(
+                packed.len() == 1 && is_snapshot(&packed[0]) || packed.iter().all(|it| brief::is_brief(it))
+            );
+            assert_eq!(apart(packed, &[]).unwrap(), items);
             shuffled += u32::from(!decode(&snapshot).unwrap().snapshot.unwrap().order.is_empty());
             assert_eq!(unpack(vec![snapshot.into()], true).unwrap(), items);
         }
@@ -429,14 +428,14 @@ mod tests {
         }
         assert!(whole(&items[1..]).is_none() && whole(&lacking).is_none() && whole(&items[..1]).is_none());
         // A beginning is a whole document of an earlier day.
-        assert_eq!(on_the_wire(&items[..6], true).len(), 1);
+        assert!(whole(&items[..6]).is_some());
         assert_eq!(on_the_wire(&items, false).len(), items.len());
     }
 
     #[test]
     fn p6_documents_and_entries_in_one_frame_keep_their_order() {
         let entries = entries(4);
-        let (one, two) = (history(1, 9), history(2, 9));
+        let (one, two) = (history(1, 300), history(2, 300));
         let all = [
             &entries[..1],
             &items(one.0, &one.1),
@@ -468,7 +467,8 @@ mod tests {
         let (id, changes) = history(7, 9);
         let (beside, few) = history(8, 2);
         let all = [items(id, &changes), entries(3), items(beside, &few)].concat();
-        let packed = on_the_wire(&all, true);
+        let snapshot = whole(&all[..changes.len()]).unwrap();
+        let packed = [vec![snapshot.into()], on_the_wire(&all[changes.len()..], true)].concat();
         assert!(is_snapshot(&packed[0]) && packed[4..].iter().all(|item| brief::is_brief(item)));
         assert!(matches!(unpack(packed.clone(), false), Err(UnpackError::NotCentral)));
         assert!(matches!(unpack(packed[4..].to_vec(), false), Err(UnpackError::NotCentral)));
@@ -490,8 +490,8 @@ mod tests {
                 Ok(items) => other += u32::from(items != all),
             }
         }
-        // A quarter of them met the snapshot, whose checksum covers it but for the seals and the order.
-        assert!(refused > 500 && other > 500, "{refused} refused, {other} other");
+        // A seventh of them met the snapshot, whose checksum covers it but for the seals and the order.
+        assert!(refused > 200 && other > 500, "{refused} refused, {other} other");
 
         let order = |order: &[u16]| {
             let item = decode(&packed[0]).unwrap();

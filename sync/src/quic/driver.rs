@@ -16,7 +16,7 @@ use super::choice;
 use super::connection::{Connection as Link, RecvStream, SendStream, Transport};
 use super::endpoint;
 pub use super::feed::{Feed, Inputs, feed};
-use super::line::Line;
+use super::line::{self, Line};
 use super::stream::{FrameReader, FrameWriter};
 use super::tls;
 use crate::engine::{CloseCode, Connection, Engine, Input, Moment, Output};
@@ -116,6 +116,8 @@ struct Driver<H> {
     feed: Feed,
     started: Instant,
     lines: BTreeMap<Connection, (Origin, Line)>,
+    /// What waits for all peers.
+    waiting: line::Count,
     next: u64,
     events: (mpsc::Sender<Event>, mpsc::Receiver<Event>),
 }
@@ -123,7 +125,17 @@ struct Driver<H> {
 impl<H: Host> Driver<H> {
     fn new(engine: Engine, dialer: Option<Dialer>, feed: Feed, host: H) -> Self {
         let events = mpsc::channel(WAITING_FRAMES);
-        Driver { engine, host, dialer, feed, started: now(), lines: BTreeMap::new(), next: 0, events }
+        Driver {
+            engine,
+            host,
+            dialer,
+            feed,
+            started: now(),
+            lines: BTreeMap::new(),
+            waiting: line::Count::default(),
+            next: 0,
+            events,
+        }
     }
 
     async fn run(mut self, mut inputs: Inputs, mut sessions: Option<mpsc::Receiver<(SiteId, Link)>>) {
@@ -281,7 +293,7 @@ impl<H: Host> Driver<H> {
         let connection = Connection(self.next);
         self.host.connection(peer, Some(&link));
         let name = link.remote_address().to_string();
-        let line = Line::open(link.clone(), FrameWriter::new(send, name.clone()));
+        let line = Line::open(link.clone(), FrameWriter::new(send, name.clone()), self.waiting.clone());
         self.lines.insert(connection, (peer, line));
         let events = self.events.0.clone();
         tokio::spawn(async move {

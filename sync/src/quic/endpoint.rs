@@ -55,6 +55,14 @@ const STREAM_WINDOW: u32 = 1 << 20;
 /// so that blobs which nobody reads cannot stop the documents.
 const CONNECTION_WINDOW: u32 = 8 << 20;
 
+/// The same at central for a site, which sends its log and asks for blobs: a thousand sites that send what
+/// central does not get round to reading fill 1 GiB, not 8.
+const SITE_STREAM_WINDOW: u32 = 256 << 10;
+const SITE_WINDOW: u32 = 1 << 20;
+
+/// What central keeps of what it has sent to one site until that has arrived, in bytes.
+const SITE_SEND_WINDOW: u64 = 2 << 20;
+
 /// Streams of each kind that a peer may have open at once: control, blobs, jobs and shells are
 /// bidirectional, changes unidirectional.
 const BIDIRECTIONAL_STREAMS: u32 = 32;
@@ -489,11 +497,19 @@ fn alpn(connection: &quinn::Connection) -> Vec<u8> {
 
 fn server_config(tls: &tls::Server, keys: &Keys) -> quinn::ServerConfig {
     let mut config = quinn::ServerConfig::new(tls.quic.clone(), Arc::new(TokenKey(keys.token)));
-    config.transport_config(transport(KEEP_ALIVE, IDLE));
+    let mut settings = settings(KEEP_ALIVE, IDLE);
+    settings.stream_receive_window(SITE_STREAM_WINDOW.into());
+    settings.receive_window(SITE_WINDOW.into());
+    settings.send_window(SITE_SEND_WINDOW);
+    config.transport_config(Arc::new(settings));
     config
 }
 
 pub(super) fn transport(keep_alive: Duration, idle: Duration) -> Arc<TransportConfig> {
+    Arc::new(settings(keep_alive, idle))
+}
+
+fn settings(keep_alive: Duration, idle: Duration) -> TransportConfig {
     let mut config = TransportConfig::default();
     config.keep_alive_interval(Some(keep_alive));
     config.max_idle_timeout(Some(idle.try_into().expect("seconds fit a QUIC integer")));
@@ -504,7 +520,7 @@ pub(super) fn transport(keep_alive: Duration, idle: Duration) -> Arc<TransportCo
     config.max_concurrent_uni_streams(UNIDIRECTIONAL_STREAMS.into());
     // Unreliable datagrams are not part of the protocol.
     config.datagram_receive_buffer_size(None);
-    Arc::new(config)
+    config
 }
 
 /// Binds UDP and TCP with the same port. Where the system chooses it, it chooses for UDP, and TCP may have

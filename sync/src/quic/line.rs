@@ -1,7 +1,8 @@
 //! What is told to one peer: frames in order, in a queue that is bounded.
 //!
 //! The engine never waits for a peer, so what it says queues up here while the peer's credit is used up. A peer
-//! that reads keeps the queue short, because the log has a window; one that does not read is sent away.
+//! that reads keeps the queue short, because the log has a window; one that does not read is sent away. Where all
+//! queues together are long, that holds for whoever is told more while a frame's worth waits for it already.
 
 use std::sync::{
     Arc,
@@ -13,11 +14,17 @@ use tokio::sync::mpsc;
 
 use super::connection::{Connection as Link, SendStream};
 use super::stream::FrameWriter;
-use crate::engine::CloseCode;
+use crate::{engine::CloseCode, wire::MAX_FRAME};
 
-/// Bytes that may wait for a peer, beside the 8 MiB that the transport holds. A log has a megabyte under way, a
+/// Bytes that may wait for a peer, beside what the transport holds: 2 MiB at central. A log has a megabyte under way, a
 /// join a few more.
 const WAITING: usize = 4 << 20;
+
+/// Bytes that may wait for all peers together.
+const ALL_WAITING: usize = 256 << 20;
+
+/// Bytes that may wait for a peer also then: one frame.
+const SHARE: usize = MAX_FRAME;
 
 /// How long one frame may take: a full one over a link of 20 kbit/s.
 const STALLED: Duration = Duration::from_secs(120);
@@ -27,35 +34,61 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What the writer of a connection is told.
 enum Order {
-    Frame(Vec<u8>),
+    Frame(Waiting),
     Close(CloseCode, String),
+}
+
+/// How many bytes wait.
+#[derive(Clone, Default)]
+pub(super) struct Count(Arc<AtomicUsize>);
+
+impl Count {
+    /// Counts more, and returns how many there are then.
+    fn add(&self, bytes: usize) -> usize {
+        self.0.fetch_add(bytes, Ordering::Relaxed) + bytes
+    }
+}
+
+/// A frame that waits. It is counted for its peer and for all until it is gone, whichever way it goes.
+struct Waiting {
+    bytes: Vec<u8>,
+    counted: [Count; 2],
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        for Count(count) in &self.counted {
+            count.fetch_sub(self.bytes.len(), Ordering::Relaxed);
+        }
+    }
 }
 
 /// The way to a peer.
 pub(super) struct Line {
     link: Link,
     orders: mpsc::UnboundedSender<Order>,
-    waiting: Arc<AtomicUsize>,
+    waiting: Count,
+    all: Count,
 }
 
 impl Line {
-    /// Begins to write to a peer. Needs a tokio runtime.
-    pub(super) fn open(link: Link, writer: FrameWriter<SendStream>) -> Self {
+    /// Begins to write to a peer; `all` is what waits for all peers. Needs a tokio runtime.
+    pub(super) fn open(link: Link, writer: FrameWriter<SendStream>, all: Count) -> Self {
         let (orders, received) = mpsc::unbounded_channel();
-        let waiting = Arc::new(AtomicUsize::new(0));
-        tokio::spawn(write(link.clone(), writer, received, Arc::clone(&waiting)));
-        Line { link, orders, waiting }
+        tokio::spawn(write(link.clone(), writer, received));
+        Line { link, orders, waiting: Count::default(), all }
     }
 
     /// Sends a frame after those before it. Ends the connection if the peer has left too much unread.
     pub(super) fn send(&self, bytes: Vec<u8>) {
-        let waiting = self.waiting.fetch_add(bytes.len(), Ordering::Relaxed) + bytes.len();
-        if waiting > WAITING {
+        let (waiting, all) = (self.waiting.add(bytes.len()), self.all.add(bytes.len()));
+        let frame = Waiting { bytes, counted: [self.waiting.clone(), self.all.clone()] };
+        if is_too_much(waiting, all) {
             let reason = format!("{waiting} bytes wait to be read");
             self.link.close(CloseCode::Deaf.number(), &reason);
             return;
         }
-        drop(self.orders.send(Order::Frame(bytes)));
+        drop(self.orders.send(Order::Frame(frame)));
     }
 
     /// Ends the connection after what was sent before, or without it if that takes too long.
@@ -70,23 +103,23 @@ impl Line {
     }
 }
 
-async fn write(
-    link: Link,
-    mut writer: FrameWriter<SendStream>,
-    mut orders: mpsc::UnboundedReceiver<Order>,
-    waiting: Arc<AtomicUsize>,
-) {
+/// Whether too much waits for one peer, given what waits for all.
+fn is_too_much(waiting: usize, all: usize) -> bool {
+    waiting > WAITING || all > ALL_WAITING && waiting > SHARE
+}
+
+async fn write(link: Link, mut writer: FrameWriter<SendStream>, mut orders: mpsc::UnboundedReceiver<Order>) {
     while let Some(order) = orders.recv().await {
         match order {
-            Order::Frame(bytes) => {
-                match tokio::time::timeout(STALLED, writer.write_frame(&bytes)).await {
-                    Ok(Ok(())) => waiting.fetch_sub(bytes.len(), Ordering::Relaxed),
+            Order::Frame(frame) => {
+                match tokio::time::timeout(STALLED, writer.write_frame(&frame.bytes)).await {
+                    Ok(Ok(())) => {}
                     Ok(Err(_)) => return,
                     Err(_) => {
                         let reason = format!("nothing was read for {} s", STALLED.as_secs());
                         return link.close(CloseCode::Deaf.number(), &reason);
                     }
-                };
+                }
             }
             Order::Close(code, reason) => {
                 // What was said before the close should still arrive, a refusal above all.
@@ -160,6 +193,22 @@ mod tests {
         fn connection(&mut self, _: Origin, _: Option<&Link>) {}
         fn stream(&mut self, _: SiteId, _: SendStream, _: RecvStream) {}
         fn turned(&mut self, _: &Engine, _: Duration) {}
+    }
+
+    #[test]
+    fn h6_where_all_queues_are_long_together_a_frame_may_still_wait_for_each() {
+        let (line, all) = (Count::default(), Count::default());
+        let frame = |bytes: usize| {
+            line.add(bytes);
+            all.add(bytes);
+            Waiting { bytes: vec![0; bytes], counted: [line.clone(), all.clone()] }
+        };
+        let waiting = [frame(10), frame(30)];
+        assert_eq!((line.add(0), all.add(0)), (40, 40));
+        drop(waiting);
+        assert_eq!((line.add(0), all.add(0)), (0, 0));
+        assert!(!is_too_much(WAITING, ALL_WAITING) && is_too_much(WAITING + 1, 0));
+        assert!(!is_too_much(SHARE, ALL_WAITING + 1) && is_too_much(SHARE + 1, ALL_WAITING + 1));
     }
 
     #[tokio::test]

@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use super::{
     BATCH, Phase, Session, WINDOW,
     comparing::{COMPARE_INTERVAL, QUIET},
+    joining::Joining,
     waiting::TOO_MUCH,
 };
 use crate::{
@@ -62,6 +63,11 @@ impl Session {
             plain: self.plain.then_some(true),
         };
         self.send(&hello, outputs);
+        if standing.central.is_none() && standing.fingerprint.changes > 0 {
+            self.prepare_question(outputs);
+        } else {
+            self.joining = Joining::default();
+        }
         self.pump(outputs);
     }
 
@@ -139,6 +145,7 @@ impl Session {
                 });
             }
             Greeting::Continue => {
+                self.joining = Joining::default();
                 let position = claim.pulled.position;
                 self.sent = position;
                 self.acknowledged = position;
@@ -204,6 +211,7 @@ impl Session {
             });
             return;
         }
+        self.joining = Joining::default();
         if self.known.is_none() {
             outputs.push_back(Output::Settle { peer: self.peer, life: incarnation });
             self.may_send = true;

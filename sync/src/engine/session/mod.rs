@@ -306,7 +306,15 @@ impl Session {
                 self.handle_hello_ok(ok, outputs);
             }
             (Phase::Joining, _, Message::Differences { bytes, last }) => {
-                self.handle_differences(&bytes, last, outputs);
+                self.handle_differences(bytes, last, outputs);
+            }
+            // What the site asked before it heard that it shall greet again, or that the logs go on.
+            (Phase::Greeting, Origin::Site(_), Message::Differences { .. }) if self.put_off.is_some() => {}
+            (Phase::Up, Origin::Site(_), Message::Differences { .. }) => {}
+            (Phase::Greeting, Origin::Site(_), Message::Differences { bytes, last })
+                if self.claimed.is_some() =>
+            {
+                self.keep_question(bytes, last, outputs);
             }
             (Phase::Joining, _, Message::Holdings { part, last }) => {
                 self.handle_holdings(part, last, outputs);

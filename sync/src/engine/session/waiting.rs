@@ -5,7 +5,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use super::{GREETING_TIMEOUT, Phase, Session};
+use super::{GREETING_TIMEOUT, Phase, Session, joining::Joining};
 use crate::{
     engine::{
         CloseCode, Moment, Output,
@@ -51,6 +51,7 @@ impl Session {
         if self.phase == Phase::Greeting {
             self.claimed = None;
             self.forget_early();
+            self.joining = Joining::default();
         }
         self.put_off = Some(PutOff { until: now.elapsed + wait, defied: 0 });
         self.say_busy(now, wait, reason, outputs);
