@@ -4,7 +4,12 @@
 //! sides: whoever needs one value says which rule applies, and each rule depends on the document alone,
 //! so that replicas with equal heads act alike before anybody has settled anything.
 
-use automerge::{Automerge, ChangeHash, ObjId, ObjType, ReadDoc, ScalarValueRef};
+use std::{collections::BTreeMap, sync::Arc};
+
+use automerge::{
+    Automerge, ChangeHash, ObjId, ObjType, ROOT, ReadDoc, ScalarValueRef, ValueRef,
+    iter::{DocItem, MapRangeItem},
+};
 
 use super::{Document, Field, Fields, Register, Value, Written, register};
 use crate::id::{Origin, SiteId};
@@ -122,6 +127,75 @@ pub fn keys(document: &Document, container: &'static str) -> Vec<String> {
         .unwrap_or_default()
 }
 
+/// All that a document holds, walked once: for whoever reads many of its registers.
+pub struct Registers<'a> {
+    document: &'a Document,
+    /// Entries of the root, of each container, and of each map that nobody contests, by their object.
+    maps: BTreeMap<Arc<ObjId>, Vec<MapRangeItem<'a>>>,
+}
+
+impl<'a> Registers<'a> {
+    /// Walks the document.
+    pub fn of(document: &'a Document) -> Self {
+        let mut maps: BTreeMap<Arc<ObjId>, Vec<MapRangeItem<'a>>> = BTreeMap::new();
+        let mut last: Option<(Arc<ObjId>, Vec<MapRangeItem<'a>>)> = None;
+        for found in document.automerge().iter() {
+            let DocItem::Map(item) = found.item else { continue };
+            match &mut last {
+                Some((object, entries)) if *object == found.obj => entries.push(item),
+                Some(_) | None => maps.extend(last.replace((found.obj, vec![item]))),
+            }
+        }
+        maps.extend(last);
+        Registers { document, maps }
+    }
+
+    /// The document.
+    pub fn document(&self) -> &'a Document {
+        self.document
+    }
+
+    /// What [`read`] gives.
+    pub fn read<V: Value>(&self, register: &Register<V>) -> Contested<V> {
+        let nothing = Contested { sides: vec![], agreed: None };
+        let Some(parent) = self.container(register.container) else { return nothing };
+        match self.entries(&parent).iter().find(|item| item.key == register.key) {
+            None => nothing,
+            // The walk goes by the side that Automerge would choose, and leaves the others out.
+            Some(item) if item.conflict => read(self.document, register),
+            Some(item) => {
+                let object = item.id();
+                let fields = self.fields(&object, register::MAX_DEPTH);
+                let only = fields.and_then(|fields| side(self.document, &object, &fields));
+                Contested { sides: only.into_iter().collect(), agreed: None }
+            }
+        }
+    }
+
+    /// What [`keys`] gives.
+    pub fn keys(&self, container: &'static str) -> impl Iterator<Item = &str> {
+        let parent = self.container(Some(container));
+        parent.into_iter().flat_map(|parent| self.entries(&parent)).map(|item| &*item.key)
+    }
+
+    fn entries(&self, object: &ObjId) -> &[MapRangeItem<'a>] {
+        self.maps.get(object).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    fn container(&self, container: Option<&str>) -> Option<ObjId> {
+        let Some(key) = container else { return Some(ROOT) };
+        let item = self.entries(&ROOT).iter().find(|item| item.key == key)?;
+        matches!(item.value, ValueRef::Object(ObjType::Map)).then(|| item.id())
+    }
+
+    fn fields(&self, object: &ObjId, depth: usize) -> Option<Fields> {
+        let entries = self.entries(object).iter();
+        entries
+            .map(|item| Some((item.key.to_string(), field(item, depth, |id| self.fields(id, depth - 1))?)))
+            .collect()
+    }
+}
+
 fn sides_at<V: Value>(
     document: &Document,
     parent: &ObjId,
@@ -133,26 +207,30 @@ fn sides_at<V: Value>(
         None => automerge.get_all(parent, key),
         Some(heads) => automerge.get_all_at(parent, key, heads),
     };
-    let genesis = document.genesis();
     let mut sides: Vec<Side<V>> = values
         .unwrap_or_default()
         .into_iter()
         .filter_map(|(_, object)| {
-            let change = automerge.hash_for_opid(&object)?;
-            let meta = automerge.get_change_meta_by_hash(&change)?;
-            let fields = fields_of(automerge, &object, register::MAX_DEPTH)?;
-            let ObjId::Id(counter, actor, _) = &object else { return None };
-            Some(Side {
-                value: V::from_fields(&fields).ok()?,
-                written: Written::from_fields(&fields).ok()?,
-                change,
-                first: meta.deps.iter().all(|dep| *dep == genesis),
-                op: (*counter, actor.to_bytes().to_vec()),
-            })
+            side(document, &object, &fields_of(automerge, &object, register::MAX_DEPTH)?)
         })
         .collect();
     sides.sort_by(|a, b| a.op.cmp(&b.op));
     sides
+}
+
+/// The side that the map `object` of a register is.
+fn side<V: Value>(document: &Document, object: &ObjId, fields: &Fields) -> Option<Side<V>> {
+    let automerge = document.automerge();
+    let change = automerge.hash_for_opid(object)?;
+    let meta = automerge.get_change_meta_by_hash(&change)?;
+    let ObjId::Id(counter, actor, _) = object else { return None };
+    Some(Side {
+        value: V::from_fields(fields).ok()?,
+        written: Written::from_fields(fields).ok()?,
+        change,
+        first: meta.deps.iter().all(|dep| *dep == document.genesis()),
+        op: (*counter, actor.to_bytes().to_vec()),
+    })
 }
 
 /// The value that every side had before it wrote, if it was one and the same.
@@ -181,23 +259,31 @@ fn last_agreed<V: Value>(
 
 /// Reads the map of a register, which is written once and never changed; so is every map inside it.
 pub(crate) fn fields_of(automerge: &Automerge, object: &ObjId, depth: usize) -> Option<Fields> {
-    let mut fields = Fields::new();
-    for item in automerge.map_range(object, ..) {
-        let field = match item.value {
-            automerge::ValueRef::Scalar(scalar) => match scalar {
-                ScalarValueRef::Str(text) => Field::Str(text.to_string()),
-                ScalarValueRef::Uint(number) => Field::Uint(number),
-                ScalarValueRef::Int(number) => Field::Int(number),
-                ScalarValueRef::Boolean(truth) => Field::Bool(truth),
-                ScalarValueRef::Bytes(bytes) => Field::Bytes(bytes.to_vec()),
-                _ => return None,
-            },
-            automerge::ValueRef::Object(ObjType::Map) if depth > 0 => {
-                Field::Map(fields_of(automerge, &item.id(), depth - 1)?)
-            }
-            automerge::ValueRef::Object(_) => return None,
-        };
-        fields.insert(item.key.to_string(), field);
-    }
-    Some(fields)
+    let entries = automerge.map_range(object, ..);
+    entries
+        .map(|item| {
+            let field = field(&item, depth, |id| fields_of(automerge, id, depth - 1))?;
+            Some((item.key.into_owned(), field))
+        })
+        .collect()
+}
+
+/// One field of a register; `inner` reads a map in it, of which there may be `depth` more around each other.
+fn field(
+    item: &MapRangeItem<'_>,
+    depth: usize,
+    inner: impl FnOnce(&ObjId) -> Option<Fields>,
+) -> Option<Field> {
+    Some(match &item.value {
+        ValueRef::Scalar(scalar) => match scalar {
+            ScalarValueRef::Str(text) => Field::Str(text.to_string()),
+            ScalarValueRef::Uint(number) => Field::Uint(*number),
+            ScalarValueRef::Int(number) => Field::Int(*number),
+            ScalarValueRef::Boolean(truth) => Field::Bool(*truth),
+            ScalarValueRef::Bytes(bytes) => Field::Bytes(bytes.to_vec()),
+            _ => return None,
+        },
+        ValueRef::Object(ObjType::Map) if depth > 0 => Field::Map(inner(&item.id())?),
+        ValueRef::Object(_) => return None,
+    })
 }

@@ -32,7 +32,7 @@ use crate::id::DocumentId;
 pub struct Document {
     kind: Kind,
     id: DocumentId,
-    /// Computing it costs as much as making a document, and every register that is read asks for it.
+    /// Every register that is read asks for it.
     genesis: ChangeHash,
     automerge: Automerge,
 }
@@ -84,12 +84,28 @@ impl Document {
     /// # Errors
     /// `Load` when the bytes are damaged, `ForeignGenesis` when they are another document's.
     pub fn load(kind: Kind, id: DocumentId, snapshot: &[u8]) -> Result<Self, DocumentError> {
+        Self::load_from(kind, id, genesis::hash(kind, id), snapshot)
+    }
+
+    /// The document as it comes back from its own snapshot.
+    ///
+    /// # Errors
+    /// As [`Document::load`].
+    pub(crate) fn again(&self) -> Result<Self, DocumentError> {
+        Self::load_from(self.kind, self.id, self.genesis, &self.snapshot())
+    }
+
+    fn load_from(
+        kind: Kind,
+        id: DocumentId,
+        genesis: ChangeHash,
+        snapshot: &[u8],
+    ) -> Result<Self, DocumentError> {
         let automerge = Automerge::load(snapshot).map_err(|source| DocumentError::Load {
             kind,
             id,
             source: Box::new(source),
         })?;
-        let genesis = genesis::hash(kind, id);
         if automerge.get_change_meta_by_hash(&genesis).is_none() {
             return Err(DocumentError::ForeignGenesis { kind, id });
         }
@@ -129,12 +145,17 @@ impl Document {
         self.automerge.get_change_meta_by_hash(change).is_some()
     }
 
+    /// Number of operations in its history.
+    pub fn operations(&self) -> usize {
+        usize::try_from(self.automerge.stats().num_ops).unwrap_or(usize::MAX)
+    }
+
     /// Snapshot of the whole history.
     pub fn save(&self) -> Vec<u8> {
         self.automerge.save()
     }
 
-    /// The same without compression, as peers take it: they inflate nothing.
+    /// The same without compression: larger, and much sooner written and read. So peers take it, who inflate nothing.
     pub fn snapshot(&self) -> Vec<u8> {
         self.automerge.save_nocompress()
     }

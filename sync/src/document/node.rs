@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::register::value;
-use super::{Document, Kind, Register, contested};
+use super::{Document, Kind, Register, contested::Registers};
 use crate::{
     blob::Digest,
     id::{GroupId, MacAddr, NodeId, Nonce, SiteId, TaskId, WorkflowId},
@@ -223,29 +223,34 @@ pub struct InForce {
 impl InForce {
     /// Reads what is in force.
     pub fn of(document: &Document) -> Self {
+        Self::among(&Registers::of(document))
+    }
+
+    /// The same, where the registers were walked already.
+    pub fn among(registers: &Registers<'_>) -> Self {
         let mut disputed = Vec::new();
         let mut note = |path: String, contested: bool| {
             if contested {
                 disputed.push(path);
             }
         };
-        let home = contested::read(document, &home());
+        let home = registers.read(&home());
         let at_home = home.newest().and_then(|side| side.value.home_site);
 
-        let state = contested::read(document, &state());
+        let state = registers.read(&state());
         note("state".into(), state.is_contested());
-        let wanted = contested::read(document, &wanted());
+        let wanted = registers.read(&wanted());
         note("wanted".into(), wanted.is_contested());
-        let hostname = contested::read(document, &hostname());
+        let hostname = registers.read(&hostname());
         note("hostname".into(), hostname.is_contested());
-        let workflow = contested::read(document, &workflow());
+        let workflow = registers.read(&workflow());
         note("workflow".into(), workflow.is_contested());
         let mut tags = BTreeMap::new();
-        for key in contested::keys(document, "tags") {
-            let sides = contested::read(document, &tag(&key));
+        for key in registers.keys("tags") {
+            let sides = registers.read(&tag(key));
             note(format!("tags/{key}"), sides.is_contested());
             if let Some(value) = sides.agreed(at_home).and_then(|side| side.value.value.clone()) {
-                tags.insert(key, value);
+                tags.insert(key.to_string(), value);
             }
         }
         disputed.sort();
@@ -257,7 +262,7 @@ impl InForce {
             hostname: hostname.agreed(at_home).map(|side| side.value.value.clone()).unwrap_or_default(),
             workflow: workflow.agreed(at_home).and_then(|side| side.value.workflow),
             tags,
-            macs: contested::keys(document, "macs").iter().filter_map(|mac| mac.parse().ok()).collect(),
+            macs: registers.keys("macs").filter_map(|mac| mac.parse().ok()).collect(),
             contested: disputed,
         }
     }
