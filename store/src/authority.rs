@@ -164,7 +164,11 @@ impl<'t> Tx<'t> {
         seals: &[Option<Seal>],
     ) -> Result<Option<Judge<'t>>, StoreError> {
         let (Origin::Central, Origin::Site(site)) = (self.state.origin, from.peer) else { return Ok(None) };
-        let name = self.view().site(site)?.map(|row| row.name).filter(|name| !name.is_empty());
+        let name: Option<String> = self
+            .sql
+            .prepare_cached("SELECT name FROM view_sites WHERE id = ?1 AND name != ''")?
+            .query_row([site.as_bytes()], |row| row.get(0))
+            .optional()?;
         let mut sealed = BTreeSet::new();
         for (bytes, seal) in batch.iter().zip(seals) {
             if seal.is_some()
@@ -230,6 +234,10 @@ impl<'t> Tx<'t> {
             return Ok(());
         }
         let peer = Origin::Site(site).to_string();
+        let seen = "SELECT 1 FROM peers WHERE peer = ?1 AND seen_epoch >= ?2";
+        if self.sql.prepare_cached(seen)?.exists(params![peer, signed(epoch)])? {
+            return Ok(());
+        }
         self.sql.prepare_cached("INSERT OR IGNORE INTO peers (peer) VALUES (?1)")?.execute([&peer])?;
         self.sql
             .prepare_cached("UPDATE peers SET seen_epoch = ?2 WHERE peer = ?1 AND seen_epoch < ?2")?

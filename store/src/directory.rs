@@ -19,7 +19,6 @@ use std::collections::BTreeSet;
 
 use rusqlite::{OptionalExtension, params};
 use sync::{
-    document::{Document, node},
     id::{NodeId, Origin, SiteId},
     policy::Wanted,
     time::Timestamp,
@@ -30,6 +29,7 @@ use crate::{
     StoreError, Tx, View,
     authority::Position,
     log::{self, Row, signed},
+    view::NodeRow,
     writer::{meta, set_meta},
 };
 
@@ -79,10 +79,9 @@ impl Told {
 }
 
 /// Keeps where a node belongs, at central.
-pub(crate) fn note(tx: &mut Tx<'_>, document: &Document) -> Result<(), StoreError> {
-    let found = node::InForce::of(document);
+pub(crate) fn note(tx: &mut Tx<'_>, found: &NodeRow) -> Result<(), StoreError> {
     let retired = found.wanted == Wanted::Retired;
-    let stub = Stub { node: document.id().into(), home: found.home, home_epoch: found.home_epoch, retired };
+    let stub = Stub { node: found.id, home: found.home, home_epoch: found.home_epoch, retired };
     let before = row(tx.sql, stub.node)?.map(|row| row.stub);
     if before == Some(stub) {
         return Ok(());

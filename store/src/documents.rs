@@ -20,11 +20,19 @@ use crate::{
 /// Changes of one document by one peer that wait for others at most.
 const MAX_PARKED: i64 = 1_000;
 
-/// A document is compacted when this many changes follow its snapshot …
-const TAIL_CHANGES: i64 = 32;
+/// A snapshot is taken when this many changes follow the last one: to open a document takes as long for five of
+/// them as for all that the snapshot holds …
+const TAIL_CHANGES: i64 = 8;
 
 /// … or this many bytes.
 const TAIL_BYTES: i64 = 8 << 10;
+
+/// So many changes that a snapshot covers keep their bytes all the same: the newest, which peers are told next.
+const KEPT_CHANGES: i64 = 24;
+
+/// A snapshot up to this size is kept as it is and opened sooner; a longer one is compressed. It is what one page of
+/// the database takes.
+const PLAIN_SNAPSHOT: usize = 4_000;
 
 impl Tx<'_> {
     /// Writes registers of a document in one change; a document that is not here begins with its genesis.
@@ -318,7 +326,7 @@ impl Tx<'_> {
     pub(crate) fn finish(&mut self, doc: i64, kind: Kind, changes: &[i64]) -> Result<(), StoreError> {
         let document = self.state.open.get(doc).expect("the document was written").clone();
         let by = self.given.by.clone();
-        let mut held = fingerprint_of(self.sql, doc)?;
+        let (mut held, is_dropped) = held_of(self.sql, doc)?;
         for change in changes {
             held.add(&crate::log::change_hash(self.sql, *change)?);
         }
@@ -335,14 +343,13 @@ impl Tx<'_> {
                 signed(self.given.now.0),
                 by
             ])?;
-        let is_dropped: bool = self
-            .sql
-            .prepare_cached("SELECT dropped FROM documents WHERE doc = ?1")?
-            .query_row([doc], |row| row.get(0))?;
-        if !is_dropped {
-            view::refresh(self.sql, doc, &document)?;
+        let node = (kind == Kind::Node).then(|| view::nodes::row(&document));
+        match &node {
+            _ if is_dropped => {}
+            Some(row) => view::nodes::write(self.sql, doc, row)?,
+            None => view::refresh(self.sql, doc, &document)?,
         }
-        scope::spread(self, doc, kind, &document, changes)?;
+        scope::spread(self, doc, kind, &document, node.as_ref(), changes)?;
         self.compact(doc, &document)
     }
 
@@ -357,15 +364,28 @@ impl Tx<'_> {
         if tail < TAIL_CHANGES && bytes < TAIL_BYTES {
             return Ok(());
         }
+        self.keep_snapshot(doc, document, last)?;
+        let kept = if bytes < TAIL_BYTES { KEPT_CHANGES } else { 0 };
+        self.sql
+            .prepare_cached(
+                "UPDATE changes SET bytes = NULL WHERE doc = ?1 AND bytes IS NOT NULL AND change <=
+                     (SELECT change FROM changes WHERE doc = ?1 AND change <= ?2 ORDER BY change DESC
+                      LIMIT 1 OFFSET ?3)",
+            )?
+            .execute(params![doc, last, kept])?;
+        Ok(())
+    }
+
+    /// Keeps the state of a document up to and including the change `upto`.
+    pub(crate) fn keep_snapshot(&self, doc: i64, document: &Document, upto: i64) -> Result<(), StoreError> {
+        let plain = document.snapshot();
+        let bytes = if plain.len() > PLAIN_SNAPSHOT { document.save() } else { plain };
         self.sql
             .prepare_cached(
                 "INSERT INTO snapshots (doc, upto, bytes) VALUES (?1, ?2, ?3)
-                 ON CONFLICT (doc) DO UPDATE SET upto = ?2, bytes = ?3",
+                 ON CONFLICT (doc) DO UPDATE SET upto = excluded.upto, bytes = excluded.bytes",
             )?
-            .execute(params![doc, last, document.save()])?;
-        self.sql
-            .prepare_cached("UPDATE changes SET bytes = NULL WHERE doc = ?1 AND change <= ?2")?
-            .execute(params![doc, last])?;
+            .execute(params![doc, upto, bytes])?;
         Ok(())
     }
 
@@ -508,14 +528,16 @@ pub(crate) fn joined(heads: &[ChangeHash]) -> Vec<u8> {
     heads.iter().flat_map(|hash| hash.0).collect()
 }
 
-/// The fingerprint over the changes of one document.
-fn fingerprint_of(sql: &rusqlite::Connection, doc: i64) -> Result<Fingerprint, StoreError> {
-    Ok(sql.prepare_cached("SELECT changes, sum FROM documents WHERE doc = ?1")?.query_row([doc], |row| {
-        Ok(Fingerprint {
+/// The fingerprint over the changes of one document, and whether it leaves this site.
+fn held_of(sql: &rusqlite::Connection, doc: i64) -> Result<(Fingerprint, bool), StoreError> {
+    let mut statement = sql.prepare_cached("SELECT changes, sum, dropped FROM documents WHERE doc = ?1")?;
+    Ok(statement.query_row([doc], |row| {
+        let held = Fingerprint {
             changes: row.get::<_, i64>(0)?.unsigned_abs(),
             sum: u128::from_be_bytes(row.get(1)?),
             heads: None,
-        })
+        };
+        Ok((held, row.get(2)?))
     })?)
 }
 
@@ -537,12 +559,14 @@ pub(crate) fn load(
     let mut tail =
         sql.prepare_cached("SELECT bytes FROM changes WHERE doc = ?1 AND change > ?2 ORDER BY change")?;
     let mut rows = tail.query(params![doc, upto])?;
+    let mut changes = Vec::new();
     while let Some(row) = rows.next()? {
-        let bytes: Vec<u8> = row.get(0)?;
-        let change = Change::try_from(bytes.as_slice())
+        let change = Change::try_from(row.get_ref(0)?.as_blob().map_err(rusqlite::Error::from)?)
             .map_err(|error| StoreError::Malformed { what: "stored change", why: error.to_string() })?;
-        document.apply(change)?;
+        changes.push(change);
     }
+    // At once: one by one each costs as much as ten.
+    document.apply_all(changes)?;
     Ok(document)
 }
 

@@ -3,7 +3,7 @@
 use rusqlite::{OptionalExtension, params};
 use sync::{
     id::{Incarnation, Origin, SiteId},
-    journal::{Event, Head, Stream, chain},
+    journal::{Entry, Event, Head, Stream, chain},
     time::Hlc,
 };
 
@@ -72,27 +72,16 @@ impl Tx<'_> {
             Ok(entry) => entry,
             Err(error) => return self.break_chain(peer, stream, None, bytes, &error),
         };
-        let here: Option<[u8; 32]> = self
-            .sql
-            .prepare_cached("SELECT hash FROM journal WHERE stream = ?1 AND incarnation = ?2 AND seq = ?3")?
-            .query_row(
-                params![stream.to_string(), entry.incarnation.as_bytes(), crate::log::signed(entry.seq)],
-                |row| row.get(0),
-            )
-            .optional()?;
-        if here == Some(chain::hash(bytes)) {
-            return Ok(());
-        }
-        // What is not kept any more cannot be compared any more; it was once.
-        let kept_from = last_checkpoint(self.sql, stream, entry.incarnation)?;
-        if here.is_none() && kept_from.is_some_and(|checkpoint| entry.seq <= checkpoint.seq) {
+        let last = head_of(self.sql, stream, entry.incarnation)?;
+        // What comes next can be neither here nor past.
+        let is_next = last.as_ref().is_some_and(|last| entry.seq == last.seq + 1);
+        if !is_next && self.was_here(stream, &entry, bytes)? {
             return Ok(());
         }
         if self.is_broken(stream, entry.incarnation)? {
             let reason = "it is of a chain that broke before";
             return self.set_entry_aside(peer, entry.incarnation, bytes, reason);
         }
-        let last = head_of(self.sql, stream, entry.incarnation)?;
         let (entry, head) = match chain::follow(stream, last.as_ref(), bytes) {
             Ok(follows) => follows,
             Err(error) => {
@@ -106,6 +95,24 @@ impl Tx<'_> {
         }
         insert(self.sql, stream, &head, bytes)?;
         self.chain_holds(peer)
+    }
+
+    /// Whether an entry is here, or was before its chain was trimmed.
+    fn was_here(&self, stream: Stream, entry: &Entry, bytes: &[u8]) -> Result<bool, StoreError> {
+        let here: Option<[u8; 32]> = self
+            .sql
+            .prepare_cached("SELECT hash FROM journal WHERE stream = ?1 AND incarnation = ?2 AND seq = ?3")?
+            .query_row(
+                params![stream.to_string(), entry.incarnation.as_bytes(), crate::log::signed(entry.seq)],
+                |row| row.get(0),
+            )
+            .optional()?;
+        if here == Some(chain::hash(bytes)) {
+            return Ok(true);
+        }
+        // What is not kept any more cannot be compared any more; it was once.
+        let kept_from = last_checkpoint(self.sql, stream, entry.incarnation)?;
+        Ok(here.is_none() && kept_from.is_some_and(|checkpoint| entry.seq <= checkpoint.seq))
     }
 }
 

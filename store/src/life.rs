@@ -111,7 +111,7 @@ pub(crate) fn settle(
         clock: Clock::resume(last),
         known: Timestamp(known.map_or(0, u64::from_be_bytes)),
         quotas: Quotas::default(),
-        open: Open::default(),
+        open: Open::new(opening.origin),
     };
     if let Some(reason) = ended {
         note_life(&transaction, &mut state, &opening.given, reason)?;

@@ -194,13 +194,11 @@ impl Tx<'_> {
             self.forget_change(peer, doc, change)?;
         }
         // The bytes of what is left may be in a snapshot that also covers what is out.
-        self.sql
-            .prepare_cached(
-                "INSERT INTO snapshots (doc, upto, bytes)
-                 VALUES (?1, (SELECT ifnull(max(change), 0) FROM changes WHERE doc = ?1), ?2)
-                 ON CONFLICT (doc) DO UPDATE SET upto = excluded.upto, bytes = excluded.bytes",
-            )?
-            .execute(params![doc, rest.save()])?;
+        let last: i64 = self
+            .sql
+            .prepare_cached("SELECT ifnull(max(change), 0) FROM changes WHERE doc = ?1")?
+            .query_row([doc], |row| row.get(0))?;
+        self.keep_snapshot(doc, &rest, last)?;
         self.sql.prepare_cached("UPDATE changes SET bytes = NULL WHERE doc = ?1")?.execute([doc])?;
         Ok(rest)
     }

@@ -14,7 +14,7 @@ use std::collections::BTreeSet;
 
 use rusqlite::{OptionalExtension, params};
 use sync::{
-    document::{Document, Kind, contested, node, proposal, task, workflow},
+    document::{Document, Kind, contested, proposal, task, workflow},
     id::{DocumentId, GroupId, Origin, SiteId},
     wire::{Fingerprint, Item},
 };
@@ -22,14 +22,17 @@ use sync::{
 use crate::{
     StoreError, Tx, directory,
     log::{self, Row, signed},
+    view::NodeRow,
 };
 
-/// Puts new changes of a document into the logs of all peers that they concern.
+/// Puts new changes of a document into the logs of all peers that they concern. `node` is the derived row of a
+/// node's document.
 pub(crate) fn spread(
     tx: &mut Tx<'_>,
     doc: i64,
     kind: Kind,
     document: &Document,
+    node: Option<&NodeRow>,
     changes: &[i64],
 ) -> Result<(), StoreError> {
     match tx.state.origin {
@@ -39,11 +42,11 @@ pub(crate) fn spread(
             }
         }
         Origin::Central => {
-            if kind == Kind::Node {
-                directory::note(tx, document)?;
+            if let Some(node) = node {
+                directory::note(tx, node)?;
             }
             let before = members(tx, doc)?;
-            let wanted = sites_of(tx, kind, document, &before, changes)?;
+            let wanted = sites_of(tx, kind, document, node, &before, changes)?;
             for site in &wanted {
                 enter_dependencies(tx, *site, kind, document)?;
                 enter(tx, *site, doc)?;
@@ -101,21 +104,17 @@ fn sites_of(
     tx: &Tx<'_>,
     kind: Kind,
     document: &Document,
+    node: Option<&NodeRow>,
     before: &[SiteId],
     changes: &[i64],
 ) -> Result<Vec<SiteId>, StoreError> {
     Ok(match kind {
         Kind::Site => vec![document.id().into()],
-        Kind::Node => {
-            let home = contested::read(document, &node::home());
-            match home.newest().and_then(|side| side.value.home_site) {
-                Some(home) => vec![home],
-                None => {
-                    let observers = contested::keys(document, "observed");
-                    observers.iter().filter_map(|key| key.parse().ok()).collect()
-                }
-            }
-        }
+        Kind::Node => match node {
+            Some(NodeRow { home: Some(home), .. }) => vec![*home],
+            Some(NodeRow { home: None, observed_by, .. }) => observed_by.clone(),
+            None => vec![],
+        },
         Kind::Task => {
             let spec = contested::read(document, &task::spec());
             spec.newest().map(|side| side.value.for_site).into_iter().collect()

@@ -116,7 +116,7 @@ impl Writer {
         let mut connection = Connection::open(&path)
             .map_err(|source| StoreError::Open { path: path.clone(), source: Arc::new(source) })?;
         connection.busy_timeout(std::time::Duration::from_secs(5))?;
-        connection.set_prepared_statement_cache_capacity(128);
+        connection.set_prepared_statement_cache_capacity(256);
         schema::prepare(&mut connection)?;
         let state = life::settle(&mut connection, opening, generation)?;
         let incarnation = Arc::new(Mutex::new(state.incarnation));
@@ -340,6 +340,11 @@ impl Tx<'_> {
     /// How many documents are in memory just now.
     pub fn documents_open(&self) -> usize {
         self.state.open.len()
+    }
+
+    /// About how much memory they take, and how much they may take, in bytes.
+    pub fn documents_open_bytes(&self) -> (usize, usize) {
+        (self.state.open.bytes(), self.state.open.most())
     }
 
     /// Derived tables as they are inside this transaction.

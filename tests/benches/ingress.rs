@@ -2,10 +2,12 @@
 //!
 //! `cargo bench -p tests --bench ingress` measures with the release profile, `cargo test -p tests --bench ingress`
 //! with the profile of the tests. The changes are those of a site's store, in the batches in which its engine
-//! sends them; central's store takes them as it does in a session, on its one writer, in a database on disk. The
-//! peer is Automerge alone: the same changes of the same batches applied without any check to documents that are
-//! all kept open, and stored raw, with one flushed commit a batch. Figures are printed and not asserted, but for
-//! what must hold of mutants. `HOLDFAST_FUZZ_COUNT` says how many of those.
+//! sends them, once where all documents stay open and once where each is read from the disk again; central's
+//! store takes them as it does in a session, on its one writer, in a database on disk. The peer is Automerge
+//! alone: the same changes of the same batches applied without any check to documents that are all kept open,
+//! and stored raw, with one flushed commit a batch. Figures are printed and not asserted, but for
+//! what must hold of mutants. `HOLDFAST_FUZZ_COUNT` says how many of those; `open`, `cold` or `mutants` as argument
+//! measures that alone.
 
 use std::{
     collections::BTreeMap,
@@ -43,10 +45,10 @@ use sync::{
     wire::Item,
 };
 
-const NODES: u16 = 500;
-
-/// What each machine and its people do, one commit of the site a time.
-const SHIFTS: u16 = 12;
+/// Machines of the site, and how often each of them and its people do something, one commit of the site a time. The
+/// machines take turns. Of the few all documents stay open; of the many none is open any more when it is asked for.
+const FEW: (u16, u16) = (500, 12);
+const MANY: (u16, u16) = (2_000, 6);
 
 /// Bytes of items that an engine reads and sends at once.
 const BATCH: usize = 128 << 10;
@@ -56,29 +58,39 @@ fn main() {
     if env::args().any(|argument| argument == "--list") {
         return;
     }
+    let only = env::args().skip(1).find(|argument| !argument.starts_with('-'));
+    let is_wanted = |part: &str| only.as_deref().is_none_or(|only| only == part);
     println!("| what | measured |\n|---|---|");
-    honest();
-    mutants();
+    for (part, size) in [("open", FEW), ("cold", MANY)] {
+        if is_wanted(part) {
+            honest(size);
+        }
+    }
+    if is_wanted("mutants") {
+        mutants();
+    }
 }
 
 /// The honest changes of one site, and what it takes to take them.
-fn honest() {
+fn honest((nodes, shifts): (u16, u16)) {
     let folder = tempfile::tempdir().expect("a folder");
-    let mut office = Office::open(folder.path());
-    office.work();
+    let mut office = Office::open(folder.path(), nodes);
+    office.work(shifts);
     let batches = office.batches();
     let items: Vec<Item> =
         batches.iter().flatten().map(|bytes| minicbor::decode(bytes).expect("an item")).collect();
     let changes = items.iter().filter(|item| item.change.is_some()).count();
     let documents: std::collections::BTreeSet<_> = items.iter().filter_map(|item| item.document).collect();
     println!(
-        "| the log of a site: changes / journal entries / documents / batches | {changes} / {} / {} / {} |",
+        "| the log of a site of {nodes} machines: changes / journal entries / documents / batches | {changes} / {} / {} / {} |",
         items.len() - changes,
         documents.len(),
         batches.len()
     );
 
+    let before = office.loaded();
     let ours = measured(|| office.ingest(&batches));
+    let loaded = office.loaded() - before;
     let aside = office.central.read(|view| view.quarantine()).expect("the store reads");
     assert!(aside.is_empty(), "an honest change is refused: {aside:?}");
     let bare = measured(|| alone(&folder.path().join("alone.db"), &batches));
@@ -86,10 +98,11 @@ fn honest() {
         let per = |time: Duration| changes as f64 / time.as_secs_f64();
         format!("{:.0} changes/s of a core, {:.0} by the clock", per(spent.cpu), per(spent.wall))
     };
-    println!("| ingest at central, all six steps, with log, views and journal | {} |", rate(ours));
-    println!("| automerge alone: apply_changes and a raw insert | {} |", rate(bare));
+    println!("| … ingest at central, all six steps, with log, views and journal | {} |", rate(ours));
+    println!("| … documents read from the disk for it | {loaded} |");
+    println!("| … automerge alone: apply_changes and a raw insert | {} |", rate(bare));
     let ratio = ours.cpu.as_secs_f64() / bare.cpu.as_secs_f64();
-    println!("| central's time on a core, as a multiple of automerge alone | {ratio:.1} |");
+    println!("| … central's time on a core, as a multiple of automerge alone | {ratio:.1} |");
 }
 
 /// Mutants of changes, with an honest change beside each.
@@ -122,13 +135,14 @@ struct Office {
     central: Store,
     lyon: Store,
     site: SiteId,
+    nodes: u16,
     random: Random,
     steps: u64,
     _fast: tempfile::TempDir,
 }
 
 impl Office {
-    fn open(folder: &Path) -> Self {
+    fn open(folder: &Path, nodes: u16) -> Self {
         let mut random = Random::new(1);
         let fast = harness::disk::folder();
         let mut given = |steps: u64| given(&mut random, steps);
@@ -144,7 +158,7 @@ impl Office {
         };
         central.run(given(2), move |tx| site::set(tx, site, &edit, "")).expect("settings");
         let register = move |tx: &mut store::Tx<'_>| {
-            for number in 0..NODES {
+            for number in 0..nodes {
                 node::create(tx, mac(number), site, &format!("pos-{number}"))?;
             }
             Ok(())
@@ -152,7 +166,7 @@ impl Office {
         central.run(given(3), register).expect("machines");
         // The site's own commits are not measured.
         let lyon = open(fast.path(), Origin::Site(site), given(4));
-        let mut office = Office { central, lyon, site, random, steps: 10, _fast: fast };
+        let mut office = Office { central, lyon, site, nodes, random, steps: 10, _fast: fast };
         for (at, items) in read(&office.central, Origin::Site(site), &mut office.random) {
             office.steps += 1;
             let given = given_at(&mut office.random, office.steps);
@@ -162,9 +176,9 @@ impl Office {
     }
 
     /// Machines boot, report and are renamed and tagged.
-    fn work(&mut self) {
-        for shift in 0..SHIFTS {
-            for number in 0..NODES {
+    fn work(&mut self, shifts: u16) {
+        for shift in 0..shifts {
+            for number in 0..self.nodes {
                 self.steps += 1;
                 let given = given_at(&mut self.random, self.steps);
                 let (mac, report) = (mac(number), ReportId(self.random.bytes()));
@@ -204,6 +218,12 @@ impl Office {
                 self.lyon.run(given, act).expect("the site does its work");
             }
         }
+    }
+
+    /// How many documents central has read from the disk.
+    fn loaded(&mut self) -> u64 {
+        let given = given_at(&mut self.random, self.steps);
+        self.central.run(given, |tx| Ok(tx.documents_loaded())).expect("a number")
     }
 
     fn batches(&mut self) -> Vec<Vec<Vec<u8>>> {

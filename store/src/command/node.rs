@@ -144,6 +144,9 @@ pub(crate) fn settle_home(tx: &mut Tx<'_>, id: NodeId) -> Result<(), StoreError>
     if tx.origin() != Origin::Central || tx.view().suspended()?.is_some() {
         return Ok(());
     }
+    if !tx.view().is_homeless(id)? {
+        return Ok(());
+    }
     let Some(row) = tx.view().node(id)? else { return Ok(()) };
     let (None, [only]) = (row.home, row.observed_by.as_slice()) else { return Ok(()) };
     let home = *only;

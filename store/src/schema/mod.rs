@@ -10,6 +10,10 @@ use crate::StoreError;
 /// One step per version, in order; a step that was released is never changed.
 const STEPS: &[&str] = &[include_str!("v1.sql")];
 
+/// Pages that the writer keeps in memory, in KiB. A batch of a peer's log touches some thousand; those that do not fit
+/// are written before the commit and read again.
+const CACHE_KIB: i64 = 16 << 10;
+
 /// Number of steps this program knows.
 pub(crate) fn version() -> i64 {
     i64::try_from(STEPS.len()).expect("few steps")
@@ -22,6 +26,9 @@ pub(crate) fn prepare(connection: &mut Connection) -> Result<(), StoreError> {
         return Err(StoreError::Newer { found, known: version() });
     }
     settle_plans(connection)?;
+    connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
+    // Each command can be taken back by itself; what that takes is kept in memory and not in a file.
+    connection.pragma_update(None, "temp_store", "MEMORY")?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
     // Branch offices lose power: NORMAL would lose the last commits, which were acknowledged already.
     connection.pragma_update(None, "synchronous", "FULL")?;

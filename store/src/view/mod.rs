@@ -9,7 +9,7 @@
 mod certificates;
 mod groups;
 mod journal;
-mod nodes;
+pub(crate) mod nodes;
 mod proposals;
 mod quarantine;
 mod sites;
@@ -126,7 +126,7 @@ pub(crate) fn refresh(sql: &Connection, doc: i64, document: &Document) -> Result
     match document.kind() {
         Kind::Site => sites::refresh(sql, doc, document),
         Kind::Group => groups::refresh(sql, doc, document),
-        Kind::Node => nodes::refresh(sql, doc, document),
+        Kind::Node => nodes::write(sql, doc, &nodes::row(document)),
         Kind::Workflow => workflows::refresh(sql, doc, document),
         Kind::Task => tasks::refresh(sql, doc, document),
         Kind::Proposal => proposals::refresh(sql, doc, document),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use rusqlite::{Connection, params};
 use serde::{Deserialize, Serialize};
 use sync::{
-    document::{Document, contested, node},
+    document::{Document, contested::Registers, node},
     id::{MacAddr, NodeId, Nonce, SiteId, TaskId, WorkflowId},
     policy::{NodeState, Phase, Wanted, lifecycle},
 };
@@ -93,6 +93,13 @@ impl View<'_> {
         Ok(bodies(statement, [node.as_bytes()])?.pop())
     }
 
+    /// Whether the node is here and has no home.
+    pub(crate) fn is_homeless(&self, node: NodeId) -> Result<bool, StoreError> {
+        let mut statement =
+            self.sql.prepare_cached("SELECT 1 FROM view_nodes WHERE id = ?1 AND home IS NULL")?;
+        Ok(statement.exists([node.as_bytes()])?)
+    }
+
     /// The node that has this MAC address.
     pub fn node_by_mac(&self, mac: MacAddr) -> Result<Option<NodeRow>, StoreError> {
         let statement = self.sql.prepare_cached(
@@ -108,18 +115,20 @@ impl View<'_> {
     }
 }
 
-pub(super) fn refresh(sql: &Connection, doc: i64, document: &Document) -> Result<(), StoreError> {
-    let found = node::InForce::of(document);
+/// The row of a node.
+pub(crate) fn row(document: &Document) -> NodeRow {
+    let registers = Registers::of(document);
+    let found = node::InForce::among(&registers);
     let state = found.state;
     let mut evidence = BTreeMap::new();
     for name in node::EVIDENCE {
-        if let Some(side) = contested::read(document, &node::evidence(name)).newest() {
+        if let Some(side) = registers.read(&node::evidence(name)).newest() {
             evidence.insert(name.to_string(), side.value.value.clone());
         }
     }
-    let hardware = contested::read(document, &node::hardware());
+    let hardware = registers.read(&node::hardware());
     let hardware = hardware.newest().map(|side| &side.value);
-    let row = NodeRow {
+    NodeRow {
         id: document.id().into(),
         macs: found.macs,
         home: found.home,
@@ -137,19 +146,31 @@ pub(super) fn refresh(sql: &Connection, doc: i64, document: &Document) -> Result
         evidence,
         cpus: hardware.and_then(|hardware| hardware.cpus),
         memory_bytes: hardware.and_then(|hardware| hardware.memory_bytes),
-        observed_by: contested::keys(document, "observed")
-            .iter()
-            .filter_map(|key| key.parse().ok())
-            .collect(),
+        observed_by: registers.keys("observed").filter_map(|key| key.parse().ok()).collect(),
         contested: found.contested,
+    }
+}
+
+/// Writes the row of a node.
+pub(crate) fn write(sql: &Connection, doc: i64, row: &NodeRow) -> Result<(), StoreError> {
+    // A row that is replaced in its place leaves the indexes alone.
+    sql.prepare_cached(
+        "INSERT INTO view_nodes (doc, id, home, body) VALUES (?1, ?2, ?3, ?4)
+         ON CONFLICT (doc) DO UPDATE SET home = excluded.home, body = excluded.body",
+    )?
+    .execute(params![
+        doc,
+        row.id.as_bytes(),
+        row.home.map(|site| site.0),
+        serde_json::to_string(row)?
+    ])?;
+    let answers: Vec<[u8; 6]> = {
+        let mut statement = sql.prepare_cached("SELECT mac FROM view_macs WHERE doc = ?1 ORDER BY mac")?;
+        statement.query_map([doc], |row| row.get(0))?.collect::<Result<_, _>>()?
     };
-    sql.prepare_cached("INSERT OR REPLACE INTO view_nodes (doc, id, home, body) VALUES (?1, ?2, ?3, ?4)")?
-        .execute(params![
-            doc,
-            row.id.as_bytes(),
-            row.home.map(|site| site.0),
-            serde_json::to_string(&row)?
-        ])?;
+    if row.macs.iter().map(|mac| mac.0).eq(answers) {
+        return Ok(());
+    }
     sql.prepare_cached("DELETE FROM view_macs WHERE doc = ?1")?.execute([doc])?;
     for mac in &row.macs {
         // Two documents that claim one address are told apart by people; the one that was made first
