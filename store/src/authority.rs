@@ -56,7 +56,7 @@ pub(crate) struct Judge<'c> {
     released: bool,
     /// The machine is a stranger at the site by now.
     beyond: bool,
-    /// Changes that central sealed.
+    /// Changes that central sealed, and what they stand on.
     sealed: BTreeSet<[u8; 32]>,
     /// What kept it from judging; then nothing of the batch counts.
     failure: RefCell<Option<StoreError>>,
@@ -169,13 +169,18 @@ impl<'t> Tx<'t> {
             .prepare_cached("SELECT name FROM view_sites WHERE id = ?1 AND name != ''")?
             .query_row([site.as_bytes()], |row| row.get(0))
             .optional()?;
+        // What we told once was judged once, and so was what we wrote it upon.
         let mut sealed = BTreeSet::new();
-        for (bytes, seal) in batch.iter().zip(seals) {
-            if seal.is_some()
-                && let Ok(parsed) = ingress::parse(bytes)
-                && *seal == self.seal_change(id, &parsed.hash().0)
-            {
-                sealed.insert(parsed.hash().0);
+        if seals.iter().any(Option::is_some) {
+            for (bytes, seal) in batch.iter().zip(seals).rev() {
+                let Ok(parsed) = ingress::parse(bytes) else { continue };
+                let hash = parsed.hash().0;
+                if seal.is_some() && *seal == self.seal_change(id, &hash) {
+                    sealed.insert(hash);
+                }
+                if sealed.contains(&hash) {
+                    sealed.extend(parsed.deps().iter().map(|dep| dep.0));
+                }
             }
         }
         Ok(Some(Judge {

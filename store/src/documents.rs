@@ -90,6 +90,9 @@ impl Tx<'_> {
             }
             return Ok(Admitted::default());
         }
+        if self.state.origin == Origin::Central {
+            self.give_way(doc, kind, id, batch, seals)?;
+        }
         let from = self.position(peer)?;
         let mut admitted = self.admit_once(doc, kind, id, batch, seals, from)?;
         let mut goes_on = admitted.accepted > 0;
@@ -467,7 +470,13 @@ impl Tx<'_> {
     /// Whether one of these changes was set aside and will never be here.
     fn waits_in_vain(&self, missing: &[ChangeHash]) -> Result<bool, StoreError> {
         for hash in missing {
-            if self.sql.prepare_cached("SELECT 1 FROM quarantine WHERE hash = ?1")?.exists([hash.0])? {
+            let is_gone = self
+                .sql
+                .prepare_cached(
+                    "SELECT 1 FROM quarantine WHERE hash = ?1 UNION SELECT 1 FROM withdrawn WHERE hash = ?1",
+                )?
+                .exists([hash.0])?;
+            if is_gone {
                 return Ok(true);
             }
         }

@@ -32,10 +32,13 @@ impl Tx<'_> {
     pub(crate) fn elements(
         &mut self,
         peer: Origin,
-        life: Option<Incarnation>,
+        life: Option<(Incarnation, u64)>,
     ) -> Result<Vec<Element>, StoreError> {
-        if life.is_some() {
+        if let Some((_, log)) = life {
             life::begin_logs(self.sql, peer)?;
+            self.sql
+                .prepare_cached("UPDATE peers SET logs = ?2 WHERE peer = ?1")?
+                .execute(params![peer.to_string(), signed(log)])?;
         }
         let mut statement = match self.state.origin {
             Origin::Central => self.sql.prepare_cached(
@@ -250,7 +253,7 @@ impl Tx<'_> {
         found.is_ok_and(|mut statement| statement.exists(site).unwrap_or(false))
     }
 
-    fn has_change(&self, hash: &ChangeHash) -> bool {
+    pub(crate) fn has_change(&self, hash: &ChangeHash) -> bool {
         let found = self.sql.prepare_cached("SELECT 1 FROM changes WHERE hash = ?1");
         found.is_ok_and(|mut statement| statement.exists([hash.0]).unwrap_or(false))
     }

@@ -38,6 +38,7 @@ mod join;
 mod scope;
 mod directory;
 mod reset;
+mod withdraw;
 mod intent;
 pub mod tokens;
 

@@ -182,13 +182,20 @@ impl Tx<'_> {
         Ok(resumed)
     }
 
-    /// Marks a position of our log, at central.
-    pub(crate) fn seal_cursor(&self, peer: Origin, life: Incarnation, cursor: Cursor) -> Option<Seal> {
+    /// Marks a position of one of the logs that we began with a peer, at central.
+    pub(crate) fn seal_cursor(
+        &self,
+        peer: Origin,
+        life: Incarnation,
+        log: u64,
+        cursor: Cursor,
+    ) -> Option<Seal> {
         let peer = peer.to_string();
         self.seal(&[
             b"cursor",
             peer.as_bytes(),
             life.as_bytes(),
+            &log.to_be_bytes(),
             &cursor.position.to_be_bytes(),
             &cursor.rolling.0,
         ])
@@ -210,15 +217,19 @@ impl Tx<'_> {
 }
 
 /// Begins the logs of both directions with a peer anew. What it has acknowledged of our journal is kept.
+///
+/// Central counts them: positions of a site that went back to before a log was begun are none of that log, even
+/// where they would fit.
 pub(crate) fn begin_logs(sql: &Connection, peer: Origin) -> Result<(), StoreError> {
+    let counted = u8::from(peer != Origin::Central);
     let peer = peer.to_string();
     sql.prepare_cached("INSERT OR IGNORE INTO peers (peer) VALUES (?1)")?.execute([&peer])?;
     sql.prepare_cached(
         "UPDATE peers SET pulled = 0, pulled_rolling = zeroblob(16), seal = NULL, acknowledged = 0,
-             life = NULL, anew = 1, agrees = NULL, returned = 0
+             life = NULL, anew = 1, logs = logs + ?2, agrees = NULL, returned = 0
          WHERE peer = ?1",
     )?
-    .execute([&peer])?;
+    .execute(params![peer, counted])?;
     sql.prepare_cached("DELETE FROM log WHERE peer = ?1")?.execute([&peer])?;
     scope::begin_anew(sql, &peer)
 }

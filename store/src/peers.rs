@@ -67,6 +67,7 @@ impl Tx<'_> {
             fingerprint: Fingerprint::default(),
             agrees: None,
             central: common,
+            log: Some(bond.logs).filter(|_| !bond.anew || peer != Origin::Central),
             seal: bond.seal.filter(|_| common.is_some()),
             greeting,
         };
@@ -89,7 +90,7 @@ impl Tx<'_> {
     fn greeting(&mut self, peer: Origin, claim: &Claim) -> Result<Greeting, StoreError> {
         let bond = self.bond(peer)?;
         let life = self.state.incarnation;
-        let Claim { pulled, seal, .. } = *claim;
+        let Claim { pulled, seal, log, .. } = *claim;
         if let Origin::Site(site) = peer {
             self.see_epoch(site, claim.policy_epoch)?;
         }
@@ -97,7 +98,7 @@ impl Tx<'_> {
         if !common {
             // Also where the answer to its first greeting never reached the site: nothing was exchanged since.
             let is_first = bond.life.is_none_or(|life| life == claim.incarnation)
-                && !bond.anew
+                && (bond.logs, log) == (0, Some(0))
                 && claim.central.is_none();
             let exchanged = [pulled.position, claim.pushed, self.pulled(peer)?.position, bond.acknowledged];
             if is_first && exchanged == [0; 4] {
@@ -114,12 +115,14 @@ impl Tx<'_> {
             }
             return Ok(Greeting::Join);
         }
-        if self.locate(peer, pulled.position)? == Some(pulled) {
+        // Where a log of the site's is none that we began, or not the last one, its positions are none of ours.
+        let theirs = log.unwrap_or_default();
+        if theirs == bond.logs && self.locate(peer, pulled.position)? == Some(pulled) {
             return Ok(Greeting::Continue);
         }
         if seal.is_some()
-            && seal == self.seal_cursor(peer, life, pulled)
-            && pulled.position > bond.acknowledged
+            && seal == self.seal_cursor(peer, life, theirs, pulled)
+            && (theirs, pulled.position) > (bond.logs, bond.acknowledged)
         {
             let reason = format!(
                 "{peer} has {} items of central's log, sealed by central itself, which central does not have: \
@@ -139,7 +142,9 @@ impl Tx<'_> {
     fn bond(&self, peer: Origin) -> Result<Bond, StoreError> {
         let found = self
             .sql
-            .prepare_cached("SELECT life, anew, seal, settled, acknowledged FROM peers WHERE peer = ?1")?
+            .prepare_cached(
+                "SELECT life, anew, seal, settled, acknowledged, logs FROM peers WHERE peer = ?1",
+            )?
             .query_row([peer.to_string()], |row| {
                 Ok(Bond {
                     life: row.get::<_, Option<[u8; 16]>>(0)?.map(Incarnation),
@@ -147,6 +152,7 @@ impl Tx<'_> {
                     seal: row.get::<_, Option<[u8; 16]>>(2)?.map(Seal),
                     settled: row.get::<_, i64>(3)?.unsigned_abs(),
                     acknowledged: row.get::<_, i64>(4)?.unsigned_abs(),
+                    logs: row.get::<_, i64>(5)?.unsigned_abs(),
                 })
             })
             .optional()?;
@@ -164,8 +170,8 @@ impl Tx<'_> {
 
     /// At central: what the site at `position` of our log is told to know it again by.
     pub(crate) fn seal_position(&self, peer: Origin, position: u64) -> Result<Option<Seal>, StoreError> {
-        let life = self.state.incarnation;
-        Ok(self.locate(peer, position)?.and_then(|cursor| self.seal_cursor(peer, life, cursor)))
+        let (life, log) = (self.state.incarnation, self.bond(peer)?.logs);
+        Ok(self.locate(peer, position)?.and_then(|cursor| self.seal_cursor(peer, life, log, cursor)))
     }
 
     /// Our log for `peer` at a position, if it reaches that far.
@@ -322,6 +328,9 @@ impl Tx<'_> {
             (Origin::Site(_), Note::Recovering(is)) => self.take_recovering(is),
             (Origin::Site(_), Note::Reset(kind, id, reset)) => self.take_reset(peer, kind, id, &reset),
             (Origin::Site(_), Note::Broken(newest)) => self.take_broken(&newest),
+            (Origin::Site(_), Note::Withdrawn(kind, id, hashes)) => {
+                self.take_withdrawn(peer, kind, id, &hashes)
+            }
             (Origin::Site(_), Note::Unknown) | (Origin::Central, _) => Ok(()),
         }
     }
@@ -447,6 +456,7 @@ enum Note {
     Recovering(bool),
     Mark(Mark),
     Broken(StreamHead),
+    Withdrawn(Kind, DocumentId, Vec<u8>),
     Unknown,
 }
 
@@ -455,6 +465,9 @@ impl Note {
         let kind = item.kind.and_then(Kind::from_number);
         match (item, kind, item.document) {
             (Item { reset: Some(reset), .. }, Some(kind), Some(id)) => Note::Reset(kind, id, reset.clone()),
+            (Item { withdrawn: Some(hashes), .. }, Some(kind), Some(id)) => {
+                Note::Withdrawn(kind, id, hashes.clone())
+            }
             (Item { dropped: Some(true), .. }, _, Some(id)) => Note::Dropped(id),
             (Item { stubs: Some(stubs), .. }, ..) => Note::Stubs(stubs.clone()),
             (Item { gone: Some(gone), .. }, ..) => Note::Gone(gone.clone()),
@@ -488,6 +501,8 @@ struct Bond {
     /// Before this position of our log the peer may lack something.
     settled: u64,
     acknowledged: u64,
+    /// How often both logs were begun anew.
+    logs: u64,
 }
 
 impl Tx<'_> {

@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 use automerge::{Change, ChangeHash};
 use rusqlite::{OptionalExtension, params};
 use sync::{
-    document::{Author, Document, Kind},
+    document::{Author, Document, Kind, contested, task},
     id::{DocumentId, Incarnation, Origin},
     ingress::{self, Write},
     journal::Event,
@@ -30,6 +30,15 @@ use crate::{
 
 /// So often in a row a document is written anew; what is still refused then stays out of it.
 const MAX_RESETS: i64 = 8;
+
+/// What a log that told of a change says of it once the change is taken out.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Told {
+    /// The peer does not take it, so it counts nowhere in the log any more.
+    Uncounted,
+    /// The peer has it until it hears that it is withdrawn.
+    Counts,
+}
 
 impl Tx<'_> {
     /// Tells a site that not all of its changes of a document were taken, at central.
@@ -80,7 +89,13 @@ impl Tx<'_> {
         if beyond.is_empty() {
             return Ok(());
         }
-        let rewritten = self.take_out(peer, doc, &document, &beyond)?;
+        let mut ours: BTreeSet<[u8; 32]> = BTreeSet::new();
+        for change in &beyond {
+            if self.is_ours(change)? {
+                ours.insert(change.hash().0);
+            }
+        }
+        let rewritten = self.take_out(doc, &document, &beyond, Told::Uncounted)?;
         self.sql.prepare_cached("UPDATE documents SET resets = resets + 1 WHERE doc = ?1")?.execute([doc])?;
         let resets: i64 = self
             .sql
@@ -92,6 +107,9 @@ impl Tx<'_> {
 
         let (mut again, mut refused) = (0, 0);
         for change in &beyond {
+            if !ours.contains(&change.hash().0) {
+                continue;
+            }
             let denial = reset
                 .refused
                 .iter()
@@ -103,10 +121,20 @@ impl Tx<'_> {
                 if denial.denied {
                     propose(self, (kind, id), &writes, Hlc(change.timestamp()))?;
                 }
+            } else if self.lacks_its_beginning(doc, kind, &writes) {
+                refused += 1;
+                self.note_refusal(kind, id, &writes, "the task that it belongs to was refused")?;
             } else if resets <= MAX_RESETS {
                 again += u64::from(self.write_again(doc, kind, change, &writes)?);
             }
         }
+        self.show_rest(doc, kind)?;
+        let reason = reset.refused.first().map(|refusal| refusal.reason.clone()).unwrap_or_default();
+        self.journal(Event::DocumentReset { kind: kind.to_string(), document: id, again, refused, reason })
+    }
+
+    /// Brings heads and derived rows to what is left of a document.
+    pub(crate) fn show_rest(&mut self, doc: i64, kind: Kind) -> Result<(), StoreError> {
         let document = self.state.open.get(doc).expect("it was just put there").clone();
         self.sql
             .prepare_cached("UPDATE documents SET heads = ?2 WHERE doc = ?1")?
@@ -120,8 +148,7 @@ impl Tx<'_> {
         if is_seen {
             view::refresh(self.sql, doc, &document)?;
         }
-        let reason = reset.refused.first().map(|refusal| refusal.reason.clone()).unwrap_or_default();
-        self.journal(Event::DocumentReset { kind: kind.to_string(), document: id, again, refused, reason })
+        Ok(())
     }
 
     /// Our changes beyond `heads` that central saw and did not take, and what follows from them, in order.
@@ -144,10 +171,11 @@ impl Tx<'_> {
                 )?
                 .query_row(params![hash, peer.to_string()], |row| Ok((row.get(0)?, row.get(1)?)))
                 .optional()?;
-            // The genesis is stored nowhere, and what central told of stays.
-            let Some((true, position)) = ours else { continue };
-            let seen = position.is_none_or(|position| position.unsigned_abs() <= upto);
-            if seen || change.deps().iter().any(|dep| names.contains(&dep.0)) {
+            // The genesis is stored nowhere.
+            let Some((is_ours, position)) = ours else { continue };
+            let is_seen = position.is_none_or(|position| position.unsigned_abs() <= upto);
+            // What central told of stays, unless it stands on what goes: that was a central of a time that is gone.
+            if is_ours && is_seen || change.deps().iter().any(|dep| names.contains(&dep.0)) {
                 names.insert(hash);
                 beyond.push(change);
             }
@@ -163,11 +191,7 @@ impl Tx<'_> {
             let hash = change.hash().0;
             let is_named = reset.refused.iter().any(|refusal| refusal.change == hash);
             let follows = change.deps().iter().any(|dep| names.contains(&dep.0));
-            let is_ours = self
-                .sql
-                .prepare_cached("SELECT 1 FROM changes WHERE hash = ?1 AND source IS NULL")?
-                .exists([hash])?;
-            if is_ours && (is_named || follows) {
+            if is_named && self.is_ours(&change)? || follows {
                 names.insert(hash);
                 refused.push(change);
             }
@@ -176,12 +200,12 @@ impl Tx<'_> {
     }
 
     /// Takes changes out of a stored document and returns what is left of it.
-    fn take_out(
+    pub(crate) fn take_out(
         &mut self,
-        peer: Origin,
         doc: i64,
         document: &Document,
         out: &[Change],
+        told: Told,
     ) -> Result<Document, StoreError> {
         let names: BTreeSet<[u8; 32]> = out.iter().map(|change| change.hash().0).collect();
         let mut rest = Document::new(document.kind(), document.id());
@@ -191,7 +215,7 @@ impl Tx<'_> {
             }
         }
         for change in out {
-            self.forget_change(peer, doc, change)?;
+            self.forget_change(doc, change, told)?;
         }
         // The bytes of what is left may be in a snapshot that also covers what is out.
         let last: i64 = self
@@ -203,25 +227,29 @@ impl Tx<'_> {
         Ok(rest)
     }
 
-    /// Takes one change off the books. Where our log still has to say it, it goes on saying it byte for
-    /// byte: central counts on its positions.
-    fn forget_change(&mut self, peer: Origin, doc: i64, change: &Change) -> Result<(), StoreError> {
+    /// Takes one change off the books. Where a log still has to say it, it goes on saying it byte for byte: the
+    /// peer counts on its positions.
+    fn forget_change(&mut self, doc: i64, change: &Change, told: Told) -> Result<(), StoreError> {
         let hash = change.hash().0;
         let row: i64 = self
             .sql
             .prepare_cached("SELECT change FROM changes WHERE hash = ?1")?
             .query_row([hash], |row| row.get(0))?;
-        let position: Option<i64> = self
-            .sql
-            .prepare_cached("SELECT position FROM log WHERE change = ?1 AND peer = ?2")?
-            .query_row(params![row, peer.to_string()], |row| row.get(0))
-            .optional()?;
-        if let Some(position) = position {
+        let rows: Vec<(String, i64)> = {
+            let mut statement =
+                self.sql.prepare_cached("SELECT peer, position FROM log WHERE change = ?1 ORDER BY peer")?;
+            let rows = statement.query_map([row], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            rows.collect::<Result<_, _>>()?
+        };
+        for (peer, position) in rows {
             let bytes = self.item_bytes(&Row::Change(row))?;
             self.sql
                 .prepare_cached("UPDATE log SET change = NULL, note = ?3 WHERE peer = ?1 AND position = ?2")?
-                .execute(params![peer.to_string(), position, bytes])?;
-            self.uncount(peer, position, &hash)?;
+                .execute(params![peer, position, bytes])?;
+            match told {
+                Told::Uncounted => self.uncount(&peer, position, &hash)?,
+                Told::Counts => {}
+            }
         }
         let mut held = Fingerprint::default();
         let (changes, sum): (i64, [u8; 16]) = self
@@ -238,14 +266,13 @@ impl Tx<'_> {
     }
 
     /// Takes a change off the fingerprints of our log from a position on.
-    fn uncount(&self, peer: Origin, from: i64, hash: &[u8; 32]) -> Result<(), StoreError> {
+    fn uncount(&self, peer: &str, from: i64, hash: &[u8; 32]) -> Result<(), StoreError> {
         let rows: Vec<(i64, i64, [u8; 16])> = {
             let mut statement = self.sql.prepare_cached(
                 "SELECT position, changes, sum FROM log WHERE peer = ?1 AND position >= ?2 ORDER BY position",
             )?;
-            let rows = statement.query_map(params![peer.to_string(), from], |row| {
-                Ok((row.get(0)?, row.get(1)?, row.get(2)?))
-            })?;
+            let rows = statement
+                .query_map(params![peer, from], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
             rows.collect::<Result<_, _>>()?
         };
         for (position, changes, sum) in rows {
@@ -254,17 +281,27 @@ impl Tx<'_> {
             at.remove(hash);
             self.sql
                 .prepare_cached("UPDATE log SET changes = ?3, sum = ?4 WHERE peer = ?1 AND position = ?2")?
-                .execute(params![
-                    peer.to_string(),
-                    position,
-                    at.changes.cast_signed(),
-                    at.sum.to_be_bytes()
-                ])?;
+                .execute(params![peer, position, at.changes.cast_signed(), at.sum.to_be_bytes()])?;
         }
         Ok(())
     }
 
-    fn writes_of(&self, kind: Kind, id: DocumentId, change: &Change) -> Result<Vec<Write>, StoreError> {
+    /// Whether it would be written into a task of which nothing says any more what is to be done: what began the
+    /// task was refused, and nobody may go on with it.
+    fn lacks_its_beginning(&mut self, doc: i64, kind: Kind, writes: &[Write]) -> bool {
+        let begins = |write: &Write| write.container.is_none() && write.key == "spec";
+        let has_begun = |document: &Document| !contested::read(document, &task::spec()).sides().is_empty();
+        kind == Kind::Task
+            && !writes.iter().any(begins)
+            && !self.state.open.get(doc).is_some_and(|document| has_begun(document))
+    }
+
+    pub(crate) fn writes_of(
+        &self,
+        kind: Kind,
+        id: DocumentId,
+        change: &Change,
+    ) -> Result<Vec<Write>, StoreError> {
         let malformed = |error: ingress::Rejection| StoreError::Malformed {
             what: "change of this very replica",
             why: error.to_string(),
@@ -274,7 +311,7 @@ impl Tx<'_> {
     }
 
     /// Writes the registers of one change anew: same author, reason and time, another actor.
-    fn write_again(
+    pub(crate) fn write_again(
         &mut self,
         doc: i64,
         kind: Kind,

@@ -28,6 +28,19 @@ pub struct Stored {
     pub heads: Vec<u8>,
 }
 
+/// Something of a peer's that was not taken over.
+#[derive(Debug)]
+pub struct SetAside {
+    /// Its row, which grows.
+    pub row: i64,
+    /// Who delivered it.
+    pub peer: String,
+    /// Why.
+    pub reason: String,
+    /// Hash of the change, if it is one.
+    pub hash: Option<[u8; 32]>,
+}
+
 /// A journal entry as it is stored.
 pub struct StoredEntry {
     /// Its row, which grows with every entry.
@@ -246,13 +259,20 @@ impl Eye {
         Ok(self.number("SELECT EXISTS (SELECT 1 FROM quarantine WHERE hash = ?1)", [hash])? != 0)
     }
 
-    /// What was set aside after a row: the row, who delivered it, and why.
-    pub fn set_aside_after(&self, row: i64) -> Result<Vec<(i64, String, String)>> {
-        let mut statement = self
-            .sql
-            .prepare_cached("SELECT item, peer, reason FROM quarantine WHERE item > ?1 ORDER BY item")?;
-        let rows = statement.query_map([row], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+    /// What was set aside after a row.
+    pub fn set_aside_after(&self, row: i64) -> Result<Vec<SetAside>> {
+        let mut statement = self.sql.prepare_cached(
+            "SELECT item, peer, reason, hash FROM quarantine WHERE item > ?1 ORDER BY item",
+        )?;
+        let rows = statement.query_map([row], |row| {
+            Ok(SetAside { row: row.get(0)?, peer: row.get(1)?, reason: row.get(2)?, hash: row.get(3)? })
+        })?;
         rows.collect()
+    }
+
+    /// Whether a change with this hash was set aside.
+    pub fn was_set_aside(&self, hash: &[u8; 32]) -> Result<bool> {
+        Ok(self.number("SELECT EXISTS (SELECT 1 FROM quarantine WHERE hash = ?1)", [hash])? != 0)
     }
 
     /// Whether a change or journal entry with this hash is here: taken over, or waiting for what it
@@ -266,7 +286,7 @@ impl Eye {
         Ok(found != 0)
     }
 
-    /// Documents that a site is told about, by id, with their heads.
+    /// Documents that a site is told about, by id, with their heads. One that left its scope is none of them.
     pub fn scope(&self, site: Origin) -> Result<Vec<(DocumentId, Vec<u8>)>> {
         let mut statement = self.sql.prepare_cached(
             "SELECT id, heads FROM scope JOIN documents ON documents.doc = scope.doc

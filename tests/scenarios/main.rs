@@ -5,5 +5,6 @@ mod divergence;
 mod reconnect;
 mod pressure;
 mod restore;
+mod anew;
 mod desk;
 mod domain;

@@ -66,7 +66,7 @@ pub(crate) fn restore(world: &mut World, origin: Origin, back: Back) {
 }
 
 /// A machine boots at a site for the first time and is adopted.
-fn adopt(world: &mut World, site: SiteId, last: u8) {
+pub(crate) fn adopt(world: &mut World, site: SiteId, last: u8) {
     let answered = Answered {
         mac: MacAddr([0x52, 0x54, 0, 0, 0, last]),
         answer: "local disk".into(),
@@ -81,7 +81,7 @@ fn adopt(world: &mut World, site: SiteId, last: u8) {
 }
 
 /// Host names, MAC addresses and homes of all machines, as one side knows them.
-fn machines(world: &World, origin: Origin) -> Vec<String> {
+pub(crate) fn machines(world: &World, origin: Origin) -> Vec<String> {
     let rows = world.store(origin).read(|view| view.nodes(&NodeFilter::default())).expect("the store reads");
     let mut lines: Vec<String> =
         rows.iter().map(|row| format!("{} {} {}", row.macs[0], row.hostname, row.home.is_some())).collect();
@@ -368,7 +368,7 @@ fn go_ahead(world: &mut World, site: SiteId, task: &TaskRow) -> String {
     format!("{} {}", answer.status, said.unwrap_or_default())
 }
 
-fn publish(world: &mut World) -> WorkflowId {
+pub(crate) fn publish(world: &mut World) -> WorkflowId {
     let text = |word: &str| word.to_string();
     let identity = Identity {
         name: text("debian-12"),
@@ -381,13 +381,13 @@ fn publish(world: &mut World) -> WorkflowId {
     world.run(Origin::Central, "ann", move |tx| workflow::create(tx, &identity, &version)).unwrap().id
 }
 
-fn create(world: &mut World, site: SiteId, last: u8) -> NodeId {
+pub(crate) fn create(world: &mut World, site: SiteId, last: u8) -> NodeId {
     let mac = MacAddr([0x52, 0x54, 0, 0, 1, last]);
     let name = format!("pos-{last}");
     world.run(Origin::Central, "ann", move |tx| node::create(tx, mac, site, &name)).unwrap()
 }
 
-fn order(world: &mut World, node: NodeId, workflow: WorkflowId) -> Result<TaskRow, StoreError> {
+pub(crate) fn order(world: &mut World, node: NodeId, workflow: WorkflowId) -> Result<TaskRow, StoreError> {
     let new = NewTask { node, workflow, version: None, parameters: BTreeMap::new(), tags: BTreeMap::new() };
     world.run(Origin::Central, "ann", move |tx| task::create(tx, &new))
 }

@@ -16,7 +16,7 @@ use std::{
 };
 
 use harness::{
-    eye::{Eye, StoredEntry},
+    eye::{Eye, SetAside, StoredEntry},
     history::History,
     world::World,
 };
@@ -35,6 +35,9 @@ use sync::{
 
 /// A text that stands in everything that is forged and in nothing else.
 pub(crate) const FORGED: &str = "forged";
+
+/// Why central does not take what a site may not decide any more, in the words of `ingress::authorize`.
+const OVERRULED: [&str; 2] = ["needs autonomy", "it follows a change that was set aside"];
 
 /// Something that must hold and did not.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -124,6 +127,11 @@ pub(crate) struct Checks {
     hostile: BTreeSet<SiteId>,
     /// Sites whose database, or central's, went back, until they agree again.
     excused: BTreeSet<SiteId>,
+    /// Sites that were restored, until they agree again: what they did under settings that they had
+    /// acknowledged, and have forgotten that central took back, becomes proposals.
+    forgetful: BTreeSet<SiteId>,
+    /// What central did not take of it.
+    overruled: BTreeSet<Thing>,
     /// Replicas whose database ever went back.
     went_back: BTreeSet<Origin>,
     /// Replicas that must follow no order until somebody confirms.
@@ -157,7 +165,8 @@ impl Checks {
         self.noise_entries.remove(&origin);
         self.went_back.insert(origin);
         // What is looked at anew is held already; only what nobody holds is gone.
-        let fresh = Seen { held: seen.held, ..Seen::default() };
+        // What was set aside was looked at when it was: whoever was to blame for it then may be blameless now.
+        let fresh = Seen { held: seen.held, item: seen.item, ..Seen::default() };
         self.seen.insert(origin, fresh);
         let survivors: BTreeSet<Thing> =
             self.seen.values().flat_map(|seen| seen.held.iter().copied()).collect();
@@ -172,7 +181,9 @@ impl Checks {
                 self.consumed.retain(|_, (_, fact)| !forgets(fact));
                 let consumed = &self.consumed;
                 self.goes.retain(|about, _| consumed.contains_key(about));
-                if !told {
+                if told {
+                    self.forgetful.insert(site);
+                } else {
                     self.excused.insert(site);
                 }
             }
@@ -196,7 +207,10 @@ impl Checks {
         let eye = world.eye(peer);
         for (hash, document) in told {
             let gone = |document: DocumentId| read(eye.heads_of(document)).is_none();
-            let is_there = read(eye.holds(&hash)) || document.is_some_and(gone) && peer != Origin::Central;
+            let is_there = match peer {
+                Origin::Central => self.is_forgetful(origin) && read(eye.was_set_aside(&hash)),
+                Origin::Site(_) => document.is_some_and(gone),
+            } || read(eye.holds(&hash));
             if !is_there {
                 let (who, of) = (world.name(peer), world.name(origin));
                 let what = document.map_or("a journal entry".into(), |id| format!("a change of {id}"));
@@ -207,6 +221,16 @@ impl Checks {
             }
         }
         self.looked += 1;
+    }
+
+    /// Whether it is a site that was restored and may act under settings that central had taken back.
+    fn is_forgetful(&self, origin: Origin) -> bool {
+        origin.site().is_some_and(|site| self.forgetful.contains(&site))
+    }
+
+    /// Whether it is a central that went back, and writes again what contradicts what comes back.
+    fn takes_back(&self, origin: Origin) -> bool {
+        origin == Origin::Central && self.went_back.contains(&origin)
     }
 
     fn is_suspect(&self, origin: Origin) -> bool {
@@ -247,9 +271,13 @@ impl Checks {
             self.entry(&name, origin, &entry, fact);
         }
         let set_aside = read(eye.set_aside_after(seen.item));
-        for (row, peer, reason) in set_aside {
+        for SetAside { row, peer, reason, hash } in set_aside {
             seen.item = row;
             let from: Origin = peer.parse().expect("a peer");
+            if self.is_forgetful(from) && OVERRULED.iter().any(|why| reason.contains(why)) {
+                self.overruled.extend(hash);
+                continue;
+            }
             let (from, blamed) = match (origin, from) {
                 (Origin::Central, site) => (world.name(site), site),
                 (site, _) => ("central".into(), site),
@@ -328,7 +356,9 @@ impl Checks {
             }
             // Recorded once more it says nothing of today.
             Event::OrdersResumed { .. } if is_new => drop(self.suspended.remove(&origin)),
-            Event::DocumentReset { .. } | Event::WriteRefused { .. } if !self.is_suspect(origin) => {
+            Event::DocumentReset { .. } | Event::WriteRefused { .. }
+                if !self.is_suspect(origin) && !self.is_forgetful(origin) && !self.takes_back(origin) =>
+            {
                 violated("honest work is not refused", format!("{name}: {event:?}"));
             }
             Event::LifeBegun { reason, .. } => {
@@ -341,7 +371,11 @@ impl Checks {
                     self.suspended.insert(origin);
                 }
             }
-            Event::ReplicaDiverged { site, .. } if is_new && !self.is_suspect(Origin::Site(*site)) => {
+            Event::ReplicaDiverged { site, .. }
+                if is_new
+                    && !self.is_suspect(Origin::Site(*site))
+                    && !self.is_forgetful(Origin::Site(*site)) =>
+            {
                 violated("nobody differs without a cause", format!("{name}: {event:?}"));
             }
             _ => {}
@@ -382,8 +416,10 @@ impl Checks {
             }
         }
         for site in world.sites() {
-            if self.excused.contains(&site) && world.in_agreement(site) {
+            let is_excused = self.excused.contains(&site) || self.forgetful.contains(&site);
+            if is_excused && world.in_agreement(site) {
                 self.excused.remove(&site);
+                self.forgetful.remove(&site);
             }
         }
     }
@@ -471,7 +507,7 @@ impl Checks {
         for (thing, Promise { writer, holder, what }) in &self.promised {
             // Whoever tampers with what he says himself has nobody else to blame.
             let tampers = writer.site().is_some_and(|site| self.hostile.contains(&site));
-            if !tampers && !self.seen[holder].held.contains(thing) {
+            if !tampers && !self.overruled.contains(thing) && !self.seen[holder].held.contains(thing) {
                 let detail = format!("{} does not have what was promised: {what}", world.name(*holder));
                 violated("nothing that was committed is lost", detail);
             }
@@ -485,7 +521,7 @@ impl Checks {
         let held = read(world.eye(origin).held());
         let at_central = read(world.eye(Origin::Central).set_aside_after(0));
         let at_site = read(world.eye(origin).set_aside_after(0));
-        let aside = at_central.iter().chain(&at_site).map(|(_, peer, why)| format!("of {peer}: {why}"));
+        let aside = at_central.iter().chain(&at_site).map(|it| format!("of {}: {}", it.peer, it.reason));
         let aside: Vec<String> = aside.collect();
         let who = if self.hostile.contains(&site) { " (once hostile)" } else { "" };
         format!("{name}{who}: {}; set aside: {}", difference(&told, &held), aside.join(", "))

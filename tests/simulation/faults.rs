@@ -238,9 +238,8 @@ impl Run {
         self.comes_back(origin, seen, told);
     }
 
-    /// The virtual machine of central is put back, and the sites return before anybody works there: what
-    /// central writes under its former actor, before a site shows what that actor wrote before, stays apart
-    /// from it for good (docs/develop/replication.md).
+    /// The virtual machine of central is put back, and the sites whose links let them return before anybody works
+    /// there: what becomes of work in between is in `tests/scenarios/anew.rs`.
     fn roll_back_central(&mut self) {
         for site in self.sites.clone() {
             self.world.set_link(site, true);

@@ -8,7 +8,7 @@
 //! Stores, engines, boot decision, backup and restore are the shipped ones. Deliberately absent: sockets and
 //! programs (see `tests/loopback`), content on its way (see `site_agent::cache`).
 //!
-//! `HOLDFAST_SEED=N` runs that seed alone; seeds that once found something stay in
+//! `HOLDFAST_SEED=N` runs that seed alone, `HOLDFAST_SEEDS=N` the first N; seeds that once found something stay in
 //! `fixtures/seeds/simulation.txt`.
 
 mod draw;
@@ -34,7 +34,7 @@ use report::{Outcome, processor_time};
 use run::Run;
 
 /// Seeds of an ordinary run, besides the kept ones.
-const SEEDS: u64 = 24;
+const SEEDS: u64 = 300;
 
 /// Seeds in which a planted bug has to be found.
 const SEEDS_FOR_A_BUG: u64 = 40;
@@ -53,9 +53,9 @@ fn h7_days_of_partitions_end_with_everybody_holding_the_same() {
     let _alone = alone();
     let kept = include_str!("../../fixtures/seeds/simulation.txt");
     let kept = kept.lines().filter_map(|line| line.split_whitespace().next()?.parse().ok());
-    let seeds: Vec<u64> = match std::env::var("HOLDFAST_SEED") {
-        Ok(seed) => vec![seed.parse().expect("HOLDFAST_SEED is a number")],
-        Err(_) => kept.chain(1..=SEEDS).collect(),
+    let seeds: Vec<u64> = match number("HOLDFAST_SEED") {
+        Some(seed) => vec![seed],
+        None => kept.chain(1..=number("HOLDFAST_SEEDS").unwrap_or(SEEDS)).collect(),
     };
     let before = processor_time();
     let mut all = Outcome::default();
@@ -102,6 +102,12 @@ fn h7_every_planted_bug_is_found() {
     });
     let missed: Vec<Bug> = found.into_iter().filter(|(_, is_found)| !is_found).map(|(bug, _)| bug).collect();
     assert!(missed.is_empty(), "within {SEEDS_FOR_A_BUG} seeds nothing noticed {missed:?}");
+}
+
+/// What the environment says, if anything.
+fn number(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{name} is a number, not `{text}`")))
 }
 
 /// Runs seeds on all cores. What became of each comes in the order of the seeds.

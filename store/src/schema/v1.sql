@@ -44,6 +44,9 @@ CREATE TABLE quarantine (
 CREATE INDEX quarantine_by_peer ON quarantine (peer, item);
 CREATE INDEX quarantine_by_hash ON quarantine (hash) WHERE hash IS NOT NULL;
 
+-- At central: changes of its own that it took back; what follows from them waits in vain.
+CREATE TABLE withdrawn (hash BLOB NOT NULL UNIQUE) STRICT;
+
 -- `copied`: the fact was recorded again in a later life, because the peer has another entry of that number.
 CREATE TABLE journal (
     entry INTEGER PRIMARY KEY, stream TEXT NOT NULL, incarnation BLOB NOT NULL, seq INTEGER NOT NULL,
@@ -77,13 +80,14 @@ CREATE TABLE log (
 CREATE INDEX log_by_change ON log (change, peer) WHERE change IS NOT NULL;
 CREATE INDEX log_by_entry ON log (entry, peer) WHERE entry IS NOT NULL;
 -- `life` is the life of the peer's database that the positions are counted in. `anew`: the logs begin anew and both
--- sides have not yet found out what each lacks. `common_entry`: up to this entry of our journal the peer has all.
+-- sides have not yet found out what each lacks; `logs`: how often, as central counts. `common_entry`: up to this entry of our journal the peer has all.
 -- `settled`: before this position of our log the peer may lack what both found out. `directory`: how much of the
 -- directory was told.
 CREATE TABLE peers (
     peer TEXT NOT NULL UNIQUE,
     pulled INTEGER NOT NULL DEFAULT 0, pulled_rolling BLOB NOT NULL DEFAULT (zeroblob(16)),
     acknowledged INTEGER NOT NULL DEFAULT 0, seal BLOB, life BLOB, anew INTEGER NOT NULL DEFAULT 0,
+    logs INTEGER NOT NULL DEFAULT 0,
     common_entry INTEGER NOT NULL DEFAULT 0, settled INTEGER NOT NULL DEFAULT 0, directory INTEGER NOT NULL DEFAULT 0,
     heard_at INTEGER, clock INTEGER, telemetry BLOB, refused TEXT,
     agrees INTEGER, compared_at INTEGER,

@@ -114,6 +114,7 @@ impl Fleet {
             fingerprint: Fingerprint::default(),
             agrees: None,
             central: Some(Incarnation([9; 16])),
+            log: Some(0),
             seal: None,
             greeting: Greeting::Continue,
         })

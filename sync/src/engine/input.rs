@@ -42,6 +42,9 @@ pub struct Standing {
     pub agrees: Option<bool>,
     /// A site: life of central's database that the positions speak of, once both have a common log.
     pub central: Option<Incarnation>,
+    /// How often both logs were begun anew, as central counts; at a site nothing while it has to find out what
+    /// each lacks.
+    pub log: Option<u64>,
     /// A site: what central put beside `pulled`.
     pub seal: Option<Seal>,
     /// Central: how the session goes on. A site: [`Greeting::Continue`].

@@ -14,6 +14,8 @@ pub struct Claim {
     pub incarnation: Incarnation,
     /// Life of our database that its positions speak of.
     pub central: Option<Incarnation>,
+    /// Which of our logs they are counted in; nothing if it has to find out what it lacks.
+    pub log: Option<u64>,
     /// What it has of our log.
     pub pulled: Cursor,
     /// What we put beside that.
@@ -148,8 +150,8 @@ pub enum Output {
         connection: Connection,
         /// The peer.
         peer: Origin,
-        /// At a site: life of central's database.
-        life: Option<Incarnation>,
+        /// At a site: life of central's database, and which log begins.
+        life: Option<(Incarnation, u64)>,
     },
     /// Replica of a site: what is held of these documents, and of the journals? Answer with `Held`.
     Hold {

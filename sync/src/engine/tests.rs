@@ -194,6 +194,7 @@ impl Pair {
                             logs.fingerprint(pulled, claim.pulled.position).agrees(&claim.fingerprint)
                         }),
                     central: logs.bond.filter(|_| !logs.anew),
+                    log: Some(0),
                     seal: None,
                     greeting,
                 };
@@ -460,7 +461,7 @@ fn h5_a_reconnect_with_nothing_changed_takes_one_round_trip() {
     pair.cut = false;
     pair.run(seconds(146));
     // Hello, HelloOk, and one heartbeat each way that carries the clock and the site's telemetry.
-    expect_test::expect!["4 frames, 207 bytes, central up, central agrees: true, site up, site agrees: true"]
+    expect_test::expect!["4 frames, 211 bytes, central up, central agrees: true, site up, site agrees: true"]
         .assert_eq(&format!("{} frames, {} bytes, {}", pair.frames, pair.bytes, pair.notices.join(", ")));
 }
 
@@ -597,6 +598,7 @@ fn p15_an_acknowledgement_that_overtakes_the_own_replica_is_no_sign_of_a_fork() 
         fingerprint: logs.fingerprint(0, 0),
         agrees: None,
         central: logs.bond,
+        log: Some(0),
         seal: None,
         greeting: Greeting::Continue,
     };
@@ -605,8 +607,16 @@ fn p15_an_acknowledgement_that_overtakes_the_own_replica_is_no_sign_of_a_fork() 
     site.handle(now, Input::Read { connection, from: 1, items: logs.own.clone(), seal: None });
     let clock = Timestamp(1);
     let (pulled, agrees) = (Cursor::default(), None);
-    let ok =
-        Message::HelloOk { version: 1, pulled, agrees, clock, incarnation: life, join: false, spread_ms: 0 };
+    let ok = Message::HelloOk {
+        version: 1,
+        pulled,
+        agrees,
+        clock,
+        incarnation: life,
+        join: false,
+        spread_ms: 0,
+        log: 0,
+    };
     for message in [ok, Message::Ack { position: 1 }] {
         site.handle(now, Input::Frame { connection, bytes: wire::encode(&message) });
     }
@@ -652,6 +662,7 @@ fn p15_a_peer_that_breaks_the_protocol_is_closed_in_words() {
             central: None,
             seal: None,
             plain: None,
+            log: Some(0),
         })
     };
     check(
@@ -722,6 +733,7 @@ fn h6_a_site_that_cannot_read_a_snapshot_asks_for_changes_and_goes_on() {
                 fingerprint: Fingerprint::default(),
                 agrees: None,
                 central: None,
+                log: Some(0),
                 seal: None,
                 greeting: Greeting::Continue,
             };

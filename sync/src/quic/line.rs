@@ -174,6 +174,7 @@ mod tests {
                         fingerprint: Fingerprint::default(),
                         agrees: None,
                         central: Some(LIFE),
+                        log: Some(0),
                         seal: None,
                         greeting: Greeting::Continue,
                     });
@@ -237,6 +238,7 @@ mod tests {
             central: Some(LIFE),
             seal: None,
             plain: None,
+            log: Some(0),
         };
         writer.write_frame(&wire::encode(&hello)).await.unwrap();
         let lie = async {

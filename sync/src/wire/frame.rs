@@ -165,6 +165,7 @@ mod tests {
             central: Some(Incarnation([5; 16])),
             seal: Some(Seal([6; 16])),
             plain: None,
+            log: Some(0),
         }
     }
 
@@ -173,7 +174,7 @@ mod tests {
         // Plain: real ids and hashes hardly pack.
         let bytes = encode_plain(&hello());
         assert_eq!(decode(&bytes), Ok(hello()));
-        expect_test::expect!["181"].assert_eq(&bytes.len().to_string());
+        expect_test::expect!["183"].assert_eq(&bytes.len().to_string());
     }
 
     #[test]

@@ -184,6 +184,10 @@ pub struct Item {
     /// On the wire only, from central: a change without what the reader can find out.
     #[n(14)]
     pub brief: Option<Brief>,
+    /// From central: changes of the document that it takes back, 32 bytes each. It wrote them after its database
+    /// had gone back in time, and what it had written before under the same numbers came back.
+    #[cbor(n(16), with = "minicbor::bytes")]
+    pub withdrawn: Option<Vec<u8>>,
 }
 
 /// What leaves the directory of a site. What is not in it is unknown there.
@@ -364,6 +368,11 @@ impl Item {
         Item { kind: Some(kind), document: Some(document), reset: Some(reset), ..Item::default() }
     }
 
+    /// Changes that central takes back, 32 bytes each.
+    pub fn withdrawn(kind: u8, document: DocumentId, hashes: Vec<u8>) -> Self {
+        Item { kind: Some(kind), document: Some(document), withdrawn: Some(hashes), ..Item::default() }
+    }
+
     /// Whether central is in recovery.
     pub fn recovering(is: bool) -> Self {
         Item { recovering: Some(is), ..Item::default() }
@@ -508,6 +517,10 @@ pub enum Message {
         /// A snapshot could not be read here: central is to send changes only.
         #[n(10)]
         plain: Option<bool>,
+        /// Which log they speak of: how often both began their logs anew, as central counts. Absent where the
+        /// site has begun anew and both have to find out what each lacks.
+        #[n(11)]
+        log: Option<u64>,
     },
     /// Central's first words.
     #[n(1)]
@@ -534,6 +547,9 @@ pub enum Message {
         /// once.
         #[n(6)]
         spread_ms: u32,
+        /// How often both logs were begun anew, this time included.
+        #[n(7)]
+        log: u64,
     },
     /// The sender does not go on; the connection ends.
     #[n(2)]

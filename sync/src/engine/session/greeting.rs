@@ -61,6 +61,7 @@ impl Session {
             central: standing.central,
             seal: standing.seal,
             plain: self.plain.then_some(true),
+            log: standing.log,
         };
         self.send(&hello, outputs);
         if standing.central.is_none() && standing.fingerprint.changes > 0 {
@@ -91,6 +92,7 @@ impl Session {
             seal,
             policy_epoch,
             plain,
+            log,
         } = hello
         else {
             return;
@@ -109,7 +111,7 @@ impl Session {
             self.wants_to_wait = Some(TOO_MANY_GREETINGS);
         } else {
             let pushed = pushed.position;
-            let claim = Claim { incarnation, central, pulled, seal, pushed, fingerprint, policy_epoch };
+            let claim = Claim { incarnation, central, log, pulled, seal, pushed, fingerprint, policy_epoch };
             self.life = Some(incarnation);
             self.put_off = None;
             self.claimed = Some(claim);
@@ -130,6 +132,7 @@ impl Session {
     ) {
         let Some(claim) = self.claimed else { return };
         self.own_life = standing.incarnation;
+        self.log = standing.log.unwrap_or_default();
         match &standing.greeting {
             Greeting::Forked(reason) => self.refuse(refuse::FORK, CloseCode::Fork, reason, outputs),
             // The engine ends every session for this reason.
@@ -187,13 +190,16 @@ impl Session {
             incarnation: self.own_life,
             join,
             spread_ms: u32::try_from(self.spread.as_millis()).unwrap_or(u32::MAX),
+            log: self.log,
         };
         self.send(&ok, outputs);
     }
 
     /// Central has answered the greeting.
     pub(super) fn handle_hello_ok(&mut self, ok: Message, outputs: &mut VecDeque<Output>) {
-        let Message::HelloOk { version, pulled, agrees, clock, incarnation, join, .. } = ok else { return };
+        let Message::HelloOk { version, pulled, agrees, clock, incarnation, join, log, .. } = ok else {
+            return;
+        };
         self.peer_clock = Some(clock);
         if version::OURS.common(version::Versions { oldest: version, newest: version }).is_none() {
             let reason = format!("central speaks version {version}, this site {}", version::OURS);
@@ -207,7 +213,7 @@ impl Session {
             outputs.push_back(Output::Elements {
                 connection: self.connection,
                 peer: self.peer,
-                life: self.life,
+                life: Some((incarnation, log)),
             });
             return;
         }

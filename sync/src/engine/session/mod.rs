@@ -117,6 +117,8 @@ pub(super) struct Session {
     /// Life of the peer's database, and of ours.
     life: Option<Incarnation>,
     own_life: Incarnation,
+    /// Central: which of the logs that were begun with the site this one is.
+    log: u64,
     joining: Joining,
     /// Both have joined in this session and have not compared since: doing so again at once would not help.
     joined: bool,
@@ -192,6 +194,7 @@ impl Session {
             claimed: None,
             life: None,
             own_life: Incarnation([0; 16]),
+            log: 0,
             joining: Joining::default(),
             joined: false,
             peer_clock: None,

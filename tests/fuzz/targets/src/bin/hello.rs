@@ -60,6 +60,7 @@ fn standing() -> Standing {
         fingerprint: Fingerprint::default(),
         agrees: Some(true),
         central: Some(Incarnation([4; 16])),
+        log: Some(0),
         seal: None,
         greeting: Greeting::Continue,
     }
