@@ -285,6 +285,8 @@ impl Checks {
             if !self.is_suspect(blamed) {
                 violated("honest work is not refused", format!("{name} refused {from}: {reason}"));
             }
+            // It is on the desk, and what it said is written again.
+            self.overruled.extend(hash);
         }
         self.seen.insert(origin, seen);
         self.looked += 1;

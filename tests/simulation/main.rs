@@ -34,7 +34,7 @@ use report::{Outcome, processor_time};
 use run::Run;
 
 /// Seeds of an ordinary run, besides the kept ones.
-const SEEDS: u64 = 300;
+const SEEDS: u64 = 120;
 
 /// Seeds in which a planted bug has to be found.
 const SEEDS_FOR_A_BUG: u64 = 40;
