@@ -89,12 +89,7 @@ impl Tx<'_> {
         if beyond.is_empty() {
             return Ok(());
         }
-        let mut ours: BTreeSet<[u8; 32]> = BTreeSet::new();
-        for change in &beyond {
-            if self.is_ours(change)? {
-                ours.insert(change.hash().0);
-            }
-        }
+        let ours = self.ours_among(&beyond)?;
         let rewritten = self.take_out(doc, &document, &beyond, Told::Uncounted)?;
         self.sql.prepare_cached("UPDATE documents SET resets = resets + 1 WHERE doc = ?1")?.execute([doc])?;
         let resets: i64 = self
@@ -106,10 +101,7 @@ impl Tx<'_> {
         self.change_actor(doc)?;
 
         let (mut again, mut refused) = (0, 0);
-        for change in &beyond {
-            if !ours.contains(&change.hash().0) {
-                continue;
-            }
+        for change in &ours {
             let denial = reset
                 .refused
                 .iter()
@@ -151,7 +143,8 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Our changes beyond `heads` that central saw and did not take, and what follows from them, in order.
+    /// Our changes beyond `heads` that central saw and did not take, and what follows from them, whoever wrote that, in
+    /// order.
     fn ours_beyond(
         &self,
         peer: Origin,
@@ -183,7 +176,7 @@ impl Tx<'_> {
         Ok(beyond)
     }
 
-    /// Our changes that a reset names as refused, and what follows from them, in order.
+    /// Our changes that a reset names as refused, and what follows from them, whoever wrote that, in order.
     fn refused_here(&self, document: &Document, reset: &Reset) -> Result<Vec<Change>, StoreError> {
         let mut names: BTreeSet<[u8; 32]> = BTreeSet::new();
         let mut refused = Vec::new();
@@ -289,7 +282,7 @@ impl Tx<'_> {
     /// Whether it would be written into a task of which nothing says any more what is to be done: what began the
     /// task was refused, and nobody may go on with it.
     fn lacks_its_beginning(&mut self, doc: i64, kind: Kind, writes: &[Write]) -> bool {
-        let begins = |write: &Write| write.container.is_none() && write.key == "spec";
+        let begins = |write: &Write| write.path() == task::spec().path();
         let has_begun = |document: &Document| !contested::read(document, &task::spec()).sides().is_empty();
         kind == Kind::Task
             && !writes.iter().any(begins)

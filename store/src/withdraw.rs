@@ -22,7 +22,7 @@ use sync::{
     wire::{Fingerprint, Item, Seal},
 };
 
-use crate::{StoreError, Tx, documents::joined, log::Row, reset::Told};
+use crate::{StoreError, Tx, log::Row, reset::Told};
 
 /// Why a document was written again.
 const WHY: &str = "central's database had gone back in time, and it had written this under numbers that it had \
@@ -57,11 +57,9 @@ impl Tx<'_> {
         if out.is_empty() {
             return Ok(());
         }
-        for change in &out {
-            if !self.is_ours(change)? {
-                tracing::warn!(document = %id, "a site built on what central wrote after it went back; both stay apart");
-                return Ok(());
-            }
+        if self.ours_among(&out)?.len() < out.len() {
+            tracing::warn!(document = %id, "a site built on what central wrote after it went back; both stay apart");
+            return Ok(());
         }
         let mut held = Fingerprint::default();
         for change in &out {
@@ -109,12 +107,7 @@ impl Tx<'_> {
         if out.is_empty() {
             return Ok(());
         }
-        let mut ours = Vec::new();
-        for change in &out {
-            if self.is_ours(change)? {
-                ours.push(change.clone());
-            }
-        }
+        let ours = self.ours_among(&out)?;
         let rest = self.take_out(doc, &document, &out, Told::Uncounted)?;
         self.write_on(doc, (kind, id), rest, &ours)
     }
@@ -143,9 +136,6 @@ impl Tx<'_> {
         rest: Document,
         again: &[Change],
     ) -> Result<(), StoreError> {
-        self.sql
-            .prepare_cached("UPDATE documents SET heads = ?2 WHERE doc = ?1")?
-            .execute(params![doc, joined(&rest.heads())])?;
         self.state.open.insert(doc, rest);
         self.touched.insert(doc);
         self.change_actor(doc)?;
@@ -163,6 +153,17 @@ impl Tx<'_> {
             refused: 0,
             reason: WHY.into(),
         })
+    }
+
+    /// Those that this replica wrote, in their order.
+    pub(crate) fn ours_among(&self, changes: &[Change]) -> Result<Vec<Change>, StoreError> {
+        let mut ours = Vec::new();
+        for change in changes {
+            if self.is_ours(change)? {
+                ours.push(change.clone());
+            }
+        }
+        Ok(ours)
     }
 
     /// Whether this replica wrote it.

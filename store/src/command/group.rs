@@ -5,6 +5,7 @@
 use sync::{
     document::{
         group::{self, Identity, Parent},
+        register::Edit,
         site,
     },
     id::{GroupId, SiteId},
@@ -110,17 +111,17 @@ pub fn place(
     group: Option<GroupId>,
     why: &str,
 ) -> Result<SiteRow, StoreError> {
-    let row = tx.view().site(site)?.ok_or_else(|| unknown("site", site))?;
-    check_text("why", why)?;
-    check_known(tx, group)?;
-    if row.group == group {
-        return Ok(row);
-    }
-    tx.write(site::KIND, site.into(), |edit| {
-        edit.set(&site::membership(), &site::Membership { group }, why);
-    })?;
-    tx.journal_for(site, register_set(site::KIND, site, "group", word(group)))?;
-    tx.view().site(site)?.ok_or_else(|| unknown("site", site))
+    name_group(
+        tx,
+        site,
+        group,
+        "group",
+        |row| row.group,
+        why,
+        |edit| {
+            edit.set(&site::membership(), &site::Membership { group }, why);
+        },
+    )
 }
 
 /// Decides of which part of the fleet a site is told where its machines belong: of a group and all below it, or
@@ -134,16 +135,37 @@ pub fn set_domain(
     group: Option<GroupId>,
     why: &str,
 ) -> Result<SiteRow, StoreError> {
+    name_group(
+        tx,
+        site,
+        group,
+        "directory_domain",
+        |row| row.directory_domain,
+        why,
+        |edit| {
+            edit.set(&site::directory_domain(), &site::DirectoryDomain { group }, why);
+        },
+    )
+}
+
+/// Writes a register of a site that names a group, unless it names that one already.
+fn name_group(
+    tx: &mut Tx<'_>,
+    site: SiteId,
+    group: Option<GroupId>,
+    register: &str,
+    found: fn(&SiteRow) -> Option<GroupId>,
+    why: &str,
+    edit: impl FnOnce(&mut Edit<'_>),
+) -> Result<SiteRow, StoreError> {
     let row = tx.view().site(site)?.ok_or_else(|| unknown("site", site))?;
     check_text("why", why)?;
     check_known(tx, group)?;
-    if row.directory_domain == group {
+    if found(&row) == group {
         return Ok(row);
     }
-    tx.write(site::KIND, site.into(), |edit| {
-        edit.set(&site::directory_domain(), &site::DirectoryDomain { group }, why);
-    })?;
-    tx.journal_for(site, register_set(site::KIND, site, "directory_domain", word(group)))?;
+    tx.write(site::KIND, site.into(), edit)?;
+    tx.journal_for(site, register_set(site::KIND, site, register, word(group)))?;
     tx.view().site(site)?.ok_or_else(|| unknown("site", site))
 }
 

@@ -80,7 +80,8 @@ CREATE TABLE log (
 CREATE INDEX log_by_change ON log (change, peer) WHERE change IS NOT NULL;
 CREATE INDEX log_by_entry ON log (entry, peer) WHERE entry IS NOT NULL;
 -- `life` is the life of the peer's database that the positions are counted in. `anew`: the logs begin anew and both
--- sides have not yet found out what each lacks; `logs`: how often, as central counts. `common_entry`: up to this entry of our journal the peer has all.
+-- sides have not yet found out what each lacks; `logs`: how often, as central counts. `common_entry`: up to this entry
+-- of our journal the peer has all.
 -- `settled`: before this position of our log the peer may lack what both found out. `directory`: how much of the
 -- directory was told.
 CREATE TABLE peers (
