@@ -1,21 +1,27 @@
 //! Logs that both sides begin anew, and sites that never hear of it or go back to before it.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
-use harness::world::{Ending, World};
+use harness::{
+    eye::SetAside,
+    world::{Ending, World},
+};
 use store::{
     Given,
     command::{
         node::{self, NodeEdit},
+        site::{self, SettingsEdit},
+        task::{self, NewTask},
         workflow::{self, NewVersion},
     },
-    view::JournalFilter,
+    view::{JournalFilter, ProposalFilter},
 };
 use sync::{
     blob::Digest,
     engine::Output,
     id::{MacAddr, NodeId, Origin, SiteId, WorkflowId},
     journal::Event,
+    policy::Autonomy,
 };
 
 use crate::restore::{Back, adopt, create, keep, machines, order, publish, restore};
@@ -138,6 +144,48 @@ fn h5_p15_what_a_central_that_went_back_wrote_again_under_old_numbers_stands_bes
     for at in [site, Origin::Central] {
         assert_eq!(world.eye(at).set_aside_after(0).expect("it reads").len(), 0, "nobody has to look at it");
     }
+}
+
+#[test]
+fn h6_p5_a_task_whose_beginning_is_refused_is_not_gone_on_with_and_becomes_a_proposal() {
+    let mut world = World::new(17);
+    let lyon = world.add_site("lyon");
+    let site = Origin::Site(lyon);
+    let workflow = publish(&mut world);
+    let (first, second) = (create(&mut world, lyon, 1), create(&mut world, lyon, 2));
+    let may = |world: &mut World, autonomy: Autonomy| {
+        let edit = SettingsEdit { autonomy: Some(autonomy), ..SettingsEdit::default() };
+        world.run(Origin::Central, "ann", move |tx| site::set(tx, lyon, &edit, "").map(drop)).unwrap();
+        world.until("both agree", MINUTE * 2, agrees(lyon));
+    };
+    may(&mut world, Autonomy::Full);
+    // With it the workflow is at the site.
+    order(&mut world, first, workflow).expect("it is ordered");
+    world.until("both agree", MINUTE, agrees(lyon));
+    keep(&mut world, site);
+    may(&mut world, Autonomy::Limited);
+    world.set_link(lyon, false);
+    restore(&mut world, site, Back::Database);
+    // It has forgotten that it may not, orders, and withdraws.
+    let new =
+        NewTask { node: second, workflow, version: None, parameters: BTreeMap::new(), tags: BTreeMap::new() };
+    let begun = world.run(site, "bob", move |tx| task::create(tx, &new)).expect("the site allows it");
+    world.run(site, "bob", move |tx| task::cancel(tx, begun.id, "not now").map(drop)).expect("so it does");
+    world.set_link(lyon, true);
+    world.until("both agree again", MINUTE * 10, agrees(lyon));
+    let aside = world.eye(Origin::Central).set_aside_after(0).expect("it reads");
+    assert!(aside.iter().any(|it| it.reason.contains("needs autonomy `full`")), "{aside:#?}");
+    let gone_on = |it: &SetAside| it.reason.contains("is written before the task says");
+    assert!(!aside.iter().any(gone_on), "{aside:#?}");
+    for at in [site, Origin::Central] {
+        let found = world.store(at).read(|view| view.task(begun.id)).expect("it reads");
+        assert!(found.is_none_or(|task| task.node != second), "{at}");
+    }
+    let asked = world
+        .store(Origin::Central)
+        .read(|view| view.proposals(&ProposalFilter::default()))
+        .expect("it reads");
+    assert!(!asked.is_empty(), "somebody wanted it");
 }
 
 #[test]

@@ -130,7 +130,7 @@ pub(crate) struct Checks {
     /// Sites that were restored, until they agree again: what they did under settings that they had
     /// acknowledged, and have forgotten that central took back, becomes proposals.
     forgetful: BTreeSet<SiteId>,
-    /// What central did not take of it.
+    /// What was not taken of it, and of sites that nobody can blame: it has to be on the desk in the end.
     overruled: BTreeSet<Thing>,
     /// Replicas whose database ever went back.
     went_back: BTreeSet<Origin>,
@@ -285,7 +285,6 @@ impl Checks {
             if !self.is_suspect(blamed) {
                 violated("honest work is not refused", format!("{name} refused {from}: {reason}"));
             }
-            // It is on the desk, and what it said is written again.
             self.overruled.extend(hash);
         }
         self.seen.insert(origin, seen);
@@ -509,7 +508,9 @@ impl Checks {
         for (thing, Promise { writer, holder, what }) in &self.promised {
             // Whoever tampers with what he says himself has nobody else to blame.
             let tampers = writer.site().is_some_and(|site| self.hostile.contains(&site));
-            if !tampers && !self.overruled.contains(thing) && !self.seen[holder].held.contains(thing) {
+            let is_there = self.seen[holder].held.contains(thing)
+                || self.overruled.contains(thing) && read(world.eye(*holder).was_set_aside(thing));
+            if !tampers && !is_there {
                 let detail = format!("{} does not have what was promised: {what}", world.name(*holder));
                 violated("nothing that was committed is lost", detail);
             }
