@@ -72,9 +72,32 @@ pub fn restore_database(copy: &Path, folder: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Length of the write-ahead log of the replica in `folder`.
-pub fn tail(folder: &Path) -> u64 {
+/// What lies on a disk before a commit.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Before {
+    log: u64,
+    database: Vec<u8>,
+}
+
+/// What lies on the disk of the replica in `folder` now.
+pub fn before(folder: &Path) -> Before {
+    Before { log: log_length(folder), database: database(folder) }
+}
+
+/// The bytes of the write-ahead log in `folder` that a loss of power in the middle of the last commit can leave
+/// and take: up to where, and from where. Nothing if it can take none: the log began anew with that commit, or
+/// the commit was on the disk already, because SQLite moved pages of it into the database.
+pub fn torn(folder: &Path, before: &Before) -> Option<(u64, u64)> {
+    let log = log_length(folder);
+    (log > before.log && database(folder) == before.database).then_some((before.log, log))
+}
+
+fn log_length(folder: &Path) -> u64 {
     fs::metadata(folder.join("holdfast.db-wal")).map_or(0, |file| file.len())
+}
+
+fn database(folder: &Path) -> Vec<u8> {
+    fs::read(folder.join("holdfast.db")).unwrap_or_default()
 }
 
 /// Cuts the write-ahead log in `folder` to `length` bytes, as a loss of power does in the middle of a

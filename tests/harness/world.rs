@@ -343,10 +343,10 @@ impl World {
         ending: Ending,
     ) {
         let given = self.given(origin, by);
-        let before = disk::tail(&self.path(origin));
+        let before = disk::before(&self.path(origin));
         // The answer is lost with the replica, whatever it was.
         drop(self.store(origin).run(given, command));
-        self.end_at(origin, ending, before);
+        self.end_at(origin, ending, &before);
     }
 
     /// Starts a replica, or starts it again after it ended.
@@ -394,8 +394,8 @@ impl World {
     /// Ends a replica between two of its steps. Its peers notice at once or when they have heard nothing
     /// for a while. Between steps nothing is left to tear: [`Ending::Torn`] is [`Ending::Killed`] then.
     pub fn end(&mut self, origin: Origin, ending: Ending) {
-        let tail = disk::tail(&self.path(origin));
-        self.end_at(origin, ending, tail);
+        let before = disk::before(&self.path(origin));
+        self.end_at(origin, ending, &before);
     }
 
     /// Ends a replica after so many more answers of its store, the last of which is lost with it.
@@ -408,14 +408,14 @@ impl World {
         self.replica_mut(origin).ending = None;
     }
 
-    fn end_at(&mut self, origin: Origin, ending: Ending, tail_before: u64) {
+    fn end_at(&mut self, origin: Origin, ending: Ending, before: &disk::Before) {
         let (folder, copy) = (self.path(origin), self.backup_path("killed"));
         let replica = self.replica_mut(origin);
         replica.eye = None;
         replica.ending = None;
         let Some(store) = replica.store.take() else { return };
         disk::forget(&folder.join("holdfast.db"));
-        let tail = disk::tail(&folder);
+        let tearable = disk::torn(&folder, before);
         let mut torn = None;
         match ending {
             Ending::Stopped => drop(store),
@@ -424,11 +424,10 @@ impl World {
                 disk::save(&folder, &copy).expect("a copy of the database");
                 drop(store);
                 disk::restore(&copy, &folder).expect("the database as it was");
-                // Where the log began anew in this commit, its old length says nothing.
-                if ending == Ending::Torn && tail > tail_before {
-                    let length = tail_before + self.random.below(tail - tail_before);
+                if let (Ending::Torn, Some((from, upto))) = (ending, tearable) {
+                    let length = from + self.random.below(upto - from);
                     disk::cut(&folder, length).expect("the log is cut");
-                    torn = Some(tail - length);
+                    torn = Some(upto - length);
                 }
             }
         }
@@ -679,17 +678,16 @@ impl World {
             | Output::Heard { peer: Origin::Central, clock, .. } => Some(*clock),
             _ => None,
         };
-        let ending = self.ending_now(origin);
-        let before = ending.map_or(0, |_| disk::tail(&self.path(origin)));
+        let ending = self.ending_now(origin).map(|ending| (ending, disk::before(&self.path(origin))));
         let store = self.store(origin).clone();
         let answered = match &mut self.between {
             Some(between) => between(&mut self.random, origin, &store, given, output),
             None => answer(&store, given, output),
         };
         drop(store);
-        if let Some(ending) = ending {
+        if let Some((ending, before)) = ending {
             self.count("ended between two steps");
-            self.end_at(origin, ending, before);
+            self.end_at(origin, ending, &before);
             return;
         }
         let replica = self.replica_mut(origin);
