@@ -1,5 +1,7 @@
 //! Documents on disk: changes in the order of arrival, snapshots over them, heads beside them.
 
+use std::collections::BTreeSet;
+
 use automerge::{Change, ChangeHash};
 use rusqlite::{OptionalExtension, params};
 use sync::{
@@ -276,6 +278,28 @@ impl Tx<'_> {
         view::forget(self.sql, doc, kind)?;
         tracing::debug!(%peer, document = %id, "the document leaves this site");
         self.evict_dropped()
+    }
+
+    /// At a site, where both join: what was about to leave it stays, but for the documents that central says are
+    /// `outside` its scope. A central that was restored may not know any more why they left, and counts on them.
+    pub(crate) fn keep_dropped(&mut self, outside: &BTreeSet<DocumentId>) -> Result<(), StoreError> {
+        let dropped: Vec<(i64, u8, [u8; 16])> = {
+            let mut statement =
+                self.sql.prepare_cached("SELECT doc, kind, id FROM documents WHERE dropped = 1")?;
+            let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+            rows.collect::<Result<_, _>>()?
+        };
+        for (doc, number, id) in dropped {
+            let (Some(kind), id) = (Kind::from_number(number), DocumentId(id)) else { continue };
+            if outside.contains(&id) {
+                continue;
+            }
+            self.open(doc, kind, id)?;
+            self.sql.prepare_cached("UPDATE documents SET dropped = 0 WHERE doc = ?1")?.execute([doc])?;
+            let document = self.state.open.get(doc).expect("it was just opened");
+            view::refresh(self.sql, doc, document)?;
+        }
+        Ok(())
     }
 
     /// Forgets the documents that left this site, once all of ours in them is acknowledged.

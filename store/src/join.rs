@@ -124,6 +124,10 @@ impl Tx<'_> {
                 }
             }
         }
+        if let Origin::Site(_) = self.state.origin {
+            let outside = theirs.documents.iter().filter(|holding| holding.outside == Some(true));
+            self.keep_dropped(&outside.map(|holding| holding.document).collect())?;
+        }
         // What was recorded since the logs began anew follows what is told now, in the journal's own order.
         self.take_entries_off(peer)?;
         // Before the orders that it is about.
@@ -194,7 +198,7 @@ impl Tx<'_> {
 
     /// The heads of one document, by what its changes say and not by what was noted of them.
     fn holding(&mut self, id: DocumentId) -> Result<Holding, StoreError> {
-        let nothing = Holding { kind: 0, document: id, heads: vec![] };
+        let nothing = Holding { kind: 0, document: id, heads: vec![], outside: None };
         let Some(doc) = self.find(id)? else { return Ok(nothing) };
         let (number, noted): (u8, Vec<u8>) = self
             .sql
@@ -211,7 +215,7 @@ impl Tx<'_> {
                 .prepare_cached("UPDATE documents SET heads = ?2 WHERE doc = ?1")?
                 .execute(params![doc, heads])?;
         }
-        Ok(Holding { kind: number, document: id, heads })
+        Ok(Holding { kind: number, document: id, heads, outside: None })
     }
 
     /// What central tells a site of a document: all, if the site may have it or shows that it has some of it.
@@ -219,16 +223,17 @@ impl Tx<'_> {
     /// Heads that the site does not know tell it nothing: it would give back all that it has. So what central
     /// has of the site's own heads is told, beside central's where that is not all of them.
     fn holding_for(&mut self, peer: Origin, theirs: &Holding) -> Result<Holding, StoreError> {
-        let nothing = Holding { kind: 0, document: theirs.document, heads: vec![] };
+        let nothing = Holding { kind: 0, document: theirs.document, heads: vec![], outside: None };
         let Some(doc) = self.find(theirs.document)? else { return Ok(nothing) };
+        let outside = (!self.is_in_scope(peer, doc)?).then_some(true);
         let stated = heads_of(theirs);
         let mut known: Vec<ChangeHash> =
             stated.iter().filter(|head| self.has_change(head)).copied().collect();
         let has_all = !stated.is_empty() && known.len() == stated.len();
-        if !has_all && !self.is_in_scope(peer, doc)? {
-            return Ok(nothing);
+        if !has_all && outside.is_some() {
+            return Ok(Holding { outside, ..nothing });
         }
-        let ours = self.holding(theirs.document)?;
+        let ours = Holding { outside, ..self.holding(theirs.document)? };
         if has_all {
             return Ok(Holding { heads: theirs.heads.clone(), ..ours });
         }

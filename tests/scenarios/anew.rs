@@ -33,7 +33,7 @@ fn agrees(lyon: SiteId) -> impl Fn(&World) -> bool {
 }
 
 /// What central noted of both differing, and of lives that began at either side.
-fn alarms(world: &World) -> Vec<String> {
+pub(crate) fn alarms(world: &World) -> Vec<String> {
     let all = JournalFilter { limit: 10_000, ..JournalFilter::default() };
     let rows = world.store(Origin::Central).read(|view| view.journal(&all)).expect("it reads");
     let mut alarms: Vec<String> = rows

@@ -16,9 +16,13 @@ use sync::{
     blob::Digest,
     document::workflow::Identity,
     id::{GroupId, MacAddr, NodeId, Origin, SiteId},
+    wire::{self, Message},
 };
 
-use crate::restore::{Back, keep, restore};
+use crate::{
+    anew::alarms,
+    restore::{Back, keep, restore},
+};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -117,6 +121,42 @@ fn p15_p6_what_a_recovering_central_has_forgotten_a_site_knows_until_the_recover
     world.set_link(bern, true);
     world.until("bern is back with it", 2 * SOON, |world| knows(world, lyon, node));
     world.until("all agree", SOON, |world| world.in_agreement(bern) && world.in_agreement(lyon));
+}
+
+#[test]
+fn h5_p6_a_machine_that_was_about_to_leave_stays_where_a_restored_central_has_forgotten_why() {
+    let mut world = World::new(34);
+    let (bern, lyon) = (world.add_site("bern"), world.add_site("lyon"));
+    world.until("they agree", SOON, |world| world.in_agreement(bern) && world.in_agreement(lyon));
+    keep(&mut world, Origin::Central);
+    world.until("they agree", SOON, |world| world.in_agreement(bern) && world.in_agreement(lyon));
+    world.set_link(lyon, false);
+    adopt(&mut world, bern, 1);
+    world.until("it is bern's", SOON, |world| world.in_agreement(bern));
+
+    // Lyon adopts it too, is told that it is bern's, and never hears that central has its own work.
+    let node = adopt(&mut world, lyon, 1);
+    let sees = move |world: &World| {
+        let row = world.store(Origin::Site(lyon)).read(|view| view.node(node));
+        row.expect("the store reads").is_some()
+    };
+    world.meddle = Some(Box::new(|_, from, bytes| match wire::decode(&bytes) {
+        Ok(Message::Ack { .. }) if from == Origin::Central => wire::encode(&Message::Ack { position: 0 }),
+        _ => bytes,
+    }));
+    world.set_link(lyon, true);
+    world.until("it leaves lyon", SOON, move |world| !sees(world));
+    for site in [bern, lyon] {
+        world.set_link(site, false);
+    }
+    world.meddle = None;
+    restore(&mut world, Origin::Central, Back::Database);
+    world.set_link(lyon, true);
+    world.until("lyon has it again", SOON, move |world| world.in_agreement(lyon) && sees(world));
+    assert!(!alarms(&world).iter().any(|alarm| alarm == "both differ"), "{:#?}", alarms(&world));
+    world.set_link(bern, true);
+    world.until("all agree", SOON, |world| world.in_agreement(bern) && world.in_agreement(lyon));
+    world.until("it is bern's again", SOON, move |world| !sees(world));
 }
 
 #[test]

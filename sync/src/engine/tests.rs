@@ -45,7 +45,7 @@ impl Logs {
 
     fn holding(&self, document: DocumentId) -> Holding {
         let kind = u8::from(self.held.iter().any(|item| name_of_item(item) == document));
-        Holding { kind, document, heads: vec![] }
+        Holding { kind, document, heads: vec![], outside: None }
     }
 
     /// Puts what the peer lacks into the log, and returns what is held of what the peer named.

@@ -413,6 +413,9 @@ pub struct Holding {
     /// site's heads that it has, which is all the site needs where these are all.
     #[cbor(n(2), with = "minicbor::bytes")]
     pub heads: Vec<u8>,
+    /// From central: it holds the document, which is not in the site's scope.
+    #[n(3)]
+    pub outside: Option<bool>,
 }
 
 /// The newest entry that one side holds of the other's journal stream, in one life of its writer.
