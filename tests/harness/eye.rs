@@ -245,12 +245,14 @@ impl Eye {
         rows.collect()
     }
 
-    /// Changes after a row, in order: their hashes, and whether this replica wrote them itself.
-    pub fn changes_after(&self, row: i64) -> Result<Vec<([u8; 32], bool)>> {
-        let mut statement = self
-            .sql
-            .prepare_cached("SELECT hash, source IS NULL FROM changes WHERE change > ?1 ORDER BY change")?;
-        let rows = statement.query_map([row], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    /// Changes after a row, in order: their hashes, their documents, and whether this replica wrote them itself.
+    pub fn changes_after(&self, row: i64) -> Result<Vec<([u8; 32], DocumentId, bool)>> {
+        let mut statement = self.sql.prepare_cached(
+            "SELECT hash, id, changes.source IS NULL FROM changes JOIN documents ON documents.doc = changes.doc
+             WHERE change > ?1 ORDER BY change",
+        )?;
+        let rows =
+            statement.query_map([row], |row| Ok((row.get(0)?, DocumentId(row.get(1)?), row.get(2)?)))?;
         rows.collect()
     }
 
@@ -273,6 +275,11 @@ impl Eye {
     /// Whether a change with this hash was set aside.
     pub fn was_set_aside(&self, hash: &[u8; 32]) -> Result<bool> {
         Ok(self.number("SELECT EXISTS (SELECT 1 FROM quarantine WHERE hash = ?1)", [hash])? != 0)
+    }
+
+    /// Whether central took this change back in favour of one that had come back, and said it again in another.
+    pub fn was_withdrawn(&self, hash: &[u8; 32]) -> Result<bool> {
+        Ok(self.number("SELECT EXISTS (SELECT 1 FROM withdrawn WHERE hash = ?1)", [hash])? != 0)
     }
 
     /// Whether a change or journal entry with this hash is here: taken over, or waiting for what it

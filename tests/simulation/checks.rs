@@ -91,6 +91,8 @@ pub(crate) struct Seen {
     chains: BTreeMap<(String, [u8; 16]), (u64, [u8; 32])>,
     entries: i64,
     held: BTreeSet<Thing>,
+    /// It followed no order when it was copied.
+    was_suspended: bool,
 }
 
 /// Something that was committed and answered for.
@@ -99,6 +101,7 @@ struct Promise {
     writer: Origin,
     /// Who must have it in the end.
     holder: Origin,
+    is_change: bool,
     what: String,
 }
 
@@ -143,7 +146,8 @@ pub(crate) struct Checks {
 impl Checks {
     /// What is known of a replica: it is kept beside a copy of its database.
     pub(crate) fn seen(&self, origin: Origin) -> Seen {
-        self.seen.get(&origin).cloned().unwrap_or_default()
+        let seen = self.seen.get(&origin).cloned().unwrap_or_default();
+        Seen { was_suspended: self.suspended.contains(&origin), ..seen }
     }
 
     /// A site begins to send forged frames.
@@ -166,11 +170,17 @@ impl Checks {
         self.went_back.insert(origin);
         // What is looked at anew is held already; only what nobody holds is gone.
         // What was set aside was looked at when it was: whoever was to blame for it then may be blameless now.
+        let was_suspended = seen.was_suspended;
         let fresh = Seen { held: seen.held, item: seen.item, ..Seen::default() };
         self.seen.insert(origin, fresh);
         let survivors: BTreeSet<Thing> =
             self.seen.values().flat_map(|seen| seen.held.iter().copied()).collect();
-        self.promised.retain(|thing, _| survivors.contains(thing));
+        // A site had it once and let go of it, when its document left the site's scope: then it is gone too.
+        let eyes: Vec<Eye> =
+            world.origins().into_iter().map(|origin| read(Eye::open(&world.path(origin)))).collect();
+        self.promised.retain(|thing, promise| {
+            survivors.contains(thing) && (!promise.is_change || eyes.iter().any(|eye| read(eye.holds(thing))))
+        });
         self.old_reports.extend(self.reports.keys().copied());
         self.consumed.retain(|_, (_, fact)| survivors.contains(fact));
         let here = &self.seen[&origin].held;
@@ -189,8 +199,11 @@ impl Checks {
             }
             Origin::Central => self.excused.extend(world.sites()),
         }
-        if told {
+        // Whoever is not told goes on as he was then.
+        if told || was_suspended {
             self.suspended.insert(origin);
+        } else {
+            self.suspended.remove(&origin);
         }
     }
 
@@ -247,14 +260,17 @@ impl Checks {
             for doc in read(eye.touched_after(seen.change)) {
                 self.document(eye, &name, origin, doc);
             }
-            for (hash, is_own) in read(eye.changes_after(seen.change)) {
+            for (hash, document, is_own) in read(eye.changes_after(seen.change)) {
                 seen.held.insert(hash);
                 // What a suspect site wrote may be refused and written again.
                 if is_own && !self.is_suspect(origin) {
-                    let what = format!("a change that {name} wrote");
+                    let [a, b, c, d, ..] = hash;
+                    let what =
+                        format!("change {a:02x}{b:02x}{c:02x}{d:02x}… of {document}, which {name} wrote");
                     self.promised.entry(hash).or_insert(Promise {
                         writer: origin,
                         holder: Origin::Central,
+                        is_change: true,
                         what,
                     });
                 }
@@ -337,7 +353,7 @@ impl Checks {
         };
         let what = format!("{name}: {event:?}");
         let is_new = !self.promised.contains_key(&fact);
-        self.promised.entry(fact).or_insert(Promise { writer, holder, what });
+        self.promised.entry(fact).or_insert(Promise { writer, holder, is_change: false, what });
         match event {
             Event::ReportReceived { report, .. } | Event::ReportRefused { report, .. } => {
                 self.answered.extend(origin.site().map(|site| (*report, site)));
@@ -478,7 +494,7 @@ impl Checks {
             // Where rows were taken out, others took their numbers unseen.
             let changes = read(world.eye(origin).changes_after(0));
             let seen = self.seen.get_mut(&origin).expect("it was looked at");
-            seen.held.extend(changes.into_iter().map(|(hash, _)| hash));
+            seen.held.extend(changes.into_iter().map(|(hash, ..)| hash));
         }
         let sites = world.sites();
         for site in &sites {
@@ -505,11 +521,16 @@ impl Checks {
                 violated("in the end nothing waits for anything", detail);
             }
         }
-        for (thing, Promise { writer, holder, what }) in &self.promised {
+        for (thing, Promise { writer, holder, is_change, what }) in &self.promised {
             // Whoever tampers with what he says himself has nobody else to blame.
             let tampers = writer.site().is_some_and(|site| self.hostile.contains(&site));
-            let is_there = self.seen[holder].held.contains(thing)
-                || self.overruled.contains(thing) && read(world.eye(*holder).was_set_aside(thing));
+            let eye = world.eye(*holder);
+            let is_there = match is_change {
+                true => read(eye.holds(thing)) || read(eye.was_withdrawn(thing)),
+                false => self.seen[holder].held.contains(thing),
+            };
+            let is_there =
+                is_there || self.overruled.contains(thing) && read(world.eye(*holder).was_set_aside(thing));
             if !tampers && !is_there {
                 let detail = format!("{} does not have what was promised: {what}", world.name(*holder));
                 violated("nothing that was committed is lost", detail);

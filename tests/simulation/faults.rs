@@ -141,7 +141,7 @@ impl Run {
                 self.roll_back(site);
             }
             Fault::RestoreCentral => self.restore(Origin::Central),
-            Fault::RollbackCentral => self.roll_back_central(),
+            Fault::RollbackCentral => self.roll_back(Origin::Central),
             Fault::Noise => self.make_noise(),
             Fault::Hostility => self.turn_hostile(),
         }
@@ -236,25 +236,6 @@ impl Run {
             .tell(origin, format!("goes back in time, {}", if all { "all of it" } else { "its database" }));
         let told = self.bug == Some(Bug::ReusedActor);
         self.comes_back(origin, seen, told);
-    }
-
-    /// The virtual machine of central is put back, and the sites whose links let them return before anybody works
-    /// there: what becomes of work in between is in `tests/scenarios/anew.rs`.
-    fn roll_back_central(&mut self) {
-        for site in self.sites.clone() {
-            self.world.set_link(site, true);
-            if !self.world.runs(Origin::Site(site)) {
-                self.world.start(Origin::Site(site));
-            }
-        }
-        self.world.pass(Duration::from_secs(60));
-        for origin in self.world.origins() {
-            if self.world.runs(origin) {
-                self.checks.borrow_mut().after(&mut self.world, origin);
-            }
-        }
-        self.roll_back(Origin::Central);
-        self.world.pass(Duration::from_secs(180));
     }
 
     fn comes_back(&mut self, origin: Origin, seen: Seen, told: bool) {

@@ -146,16 +146,16 @@ impl Run {
         let group = if self.world.random.chance(30) { None } else { self.one_of(&all) };
         let site = self.site();
         match self.world.random.below(8) {
-            0 | 1 if all.len() < 5 => {
+            0 if all.len() < 5 => {
                 let name = format!("group-{}", self.world.random.below(100));
                 self.ask(central, "ann", "group made", move |tx| group::create(tx, &name, "", group)).0
             }
-            0 => {
+            0 | 1 => {
                 let Some(moved) = self.one_of(&all) else { return Did::Nothing };
                 let edit = GroupEdit { parent: Some(group), ..GroupEdit::default() };
                 self.ask(central, "ann", "group moved", move |tx| group::edit(tx, moved, &edit, "")).0
             }
-            1..5 => self.ask(central, "ann", "site moved", move |tx| group::place(tx, site, group, "")).0,
+            2..5 => self.ask(central, "ann", "site moved", move |tx| group::place(tx, site, group, "")).0,
             _ => {
                 let set = move |tx: &mut Tx<'_>| group::set_domain(tx, site, group, "");
                 self.ask(central, "ann", "domain changed", set).0
