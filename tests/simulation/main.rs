@@ -21,7 +21,7 @@ mod planted;
 mod report;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -34,7 +34,7 @@ use report::{Outcome, processor_time};
 use run::Run;
 
 /// Seeds of an ordinary run, besides the kept ones.
-const SEEDS: u64 = 120;
+const SEEDS: u64 = 300;
 
 /// Seeds in which a planted bug has to be found.
 const SEEDS_FOR_A_BUG: u64 = 40;
@@ -53,10 +53,11 @@ fn h7_days_of_partitions_end_with_everybody_holding_the_same() {
     let _alone = alone();
     let kept = include_str!("../../fixtures/seeds/simulation.txt");
     let kept = kept.lines().filter_map(|line| line.split_whitespace().next()?.parse().ok());
-    let seeds: Vec<u64> = match number("HOLDFAST_SEED") {
-        Some(seed) => vec![seed],
+    let seeds: BTreeSet<u64> = match number("HOLDFAST_SEED") {
+        Some(seed) => [seed].into(),
         None => kept.chain(1..=number("HOLDFAST_SEEDS").unwrap_or(SEEDS)).collect(),
     };
+    let seeds: Vec<u64> = seeds.into_iter().collect();
     let before = processor_time();
     let mut all = Outcome::default();
     let mut failures = BTreeMap::new();
