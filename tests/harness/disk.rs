@@ -2,7 +2,7 @@
 //!
 //! Worlds live on a RAM disk where there is one: every commit is flushed, and a simulation commits
 //! thousands of times in a second. [`save`] and [`restore`] copy a replica's files as they lie there at a
-//! moment between two steps, [`cut`] takes away the end of what the last commit wrote, and [`limit`] makes
+//! moment between two steps, [`kill`] leaves them as they lie there, [`cut`] takes away the end of what the last commit wrote, and [`limit`] makes
 //! SQLite say that the disk is full, at the page where it would.
 
 use std::{
@@ -12,7 +12,7 @@ use std::{
     sync::{Mutex, MutexGuard, Once, PoisonError},
 };
 
-use rusqlite::{Connection, MAIN_DB, auto_extension, ffi};
+use rusqlite::{Connection, MAIN_DB, auto_extension, config::DbConfig, ffi};
 use store::{Given, Store, StoreError};
 
 /// Files that make up a replica, besides content, which is named by its digest and never changes.
@@ -124,20 +124,51 @@ fn remove(path: &Path) -> io::Result<()> {
 /// # Panics
 /// When the store was opened before [`watch_connections`] was called.
 pub fn limit(store: &Store, given: Given, spare_pages: Option<u64>) -> Result<(), StoreError> {
-    let path = fs::canonicalize(store.database()).expect("the database is there");
-    let Writer(handle) = *writers().get(&path).expect("the store was opened after `watch_connections`");
-    store.run(given, move |_| {
-        // SAFETY: this runs on the one thread that uses the connection, between two statements of it, and
-        // the store, which owns the connection, waits for us. What is made here does not own it.
-        #[expect(unsafe_code, reason = "the limit is a property of the store's own connection")]
-        let connection = unsafe { Connection::from_handle(handle as *mut ffi::sqlite3) }?;
+    at_writer(store, given, move |connection| {
         let pages: i64 = connection.pragma_query_value(None, "page_count", |row| row.get(0))?;
         let most = match spare_pages {
             Some(spare) => pages + i64::try_from(spare).unwrap_or(i64::MAX),
             None => i64::from(u32::MAX) - 1,
         };
-        connection.pragma_update(None, "max_page_count", most)?;
-        Ok(())
+        connection.pragma_update(None, "max_page_count", most)
+    })
+}
+
+/// Ends `store` and leaves its files as they lie there, as a program that is killed does. Closing a database
+/// otherwise brings the write-ahead log into it.
+///
+/// # Errors
+/// When the store cannot run a command, or what the disk says.
+///
+/// # Panics
+/// When the store was opened before [`watch_connections`] was called.
+pub fn kill(store: Store, given: Given) -> Result<(), StoreError> {
+    let shared = store.database().with_file_name(SHARED_MEMORY);
+    at_writer(&store, given, |connection| {
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).map(drop)
+    })?;
+    drop(store);
+    remove(&shared).map_err(|source| StoreError::File {
+        action: "remove",
+        path: shared,
+        source: std::sync::Arc::new(source),
+    })
+}
+
+/// Does something with the writing connection of a store.
+fn at_writer(
+    store: &Store,
+    given: Given,
+    work: impl FnOnce(&Connection) -> rusqlite::Result<()> + Send + 'static,
+) -> Result<(), StoreError> {
+    let path = fs::canonicalize(store.database()).expect("the database is there");
+    let Writer(handle) = *writers().get(&path).expect("the store was opened after `watch_connections`");
+    store.run(given, move |_| {
+        // SAFETY: this runs on the one thread that uses the connection, between two statements of it, and
+        // the store, which owns the connection, waits for us. What is made here does not own it.
+        #[expect(unsafe_code, reason = "what is set is a property of the store's own connection")]
+        let connection = unsafe { Connection::from_handle(handle as *mut ffi::sqlite3) }?;
+        Ok(work(&connection)?)
     })
 }
 
@@ -191,4 +222,29 @@ fn note(connection: Connection) -> rusqlite::Result<()> {
         writers().entry(path).or_insert(Writer(handle as usize));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use sync::{id::Origin, time::Timestamp};
+
+    use super::*;
+
+    #[test]
+    fn a_killed_store_leaves_its_files_as_they_were() {
+        watch_connections();
+        let folder = folder();
+        let given = || Given { now: Timestamp(1_795_161_600_000), by: "ann".into(), entropy: [7; 32] };
+        let place = folder.path().join("central");
+        let store =
+            Store::open(&store::Opening { folder: place.clone(), origin: Origin::Central, given: given() })
+                .expect("it opens");
+        let made = store.run(given(), |tx| store::command::site::create(tx, "lyon", "", "")).expect("a site");
+        assert_eq!(store.read(|view| Ok(view.site(made)?.is_some())).ok(), Some(true));
+        let before = FILES.map(|name| fs::read(place.join(name)).expect("a file"));
+        assert!(!before[1].is_empty(), "what was written is in the write-ahead log");
+        kill(store, given()).expect("it ends");
+        assert_eq!(before, FILES.map(|name| fs::read(place.join(name)).expect("a file")));
+        assert!(!place.join(SHARED_MEMORY).exists());
+    }
 }

@@ -5,8 +5,8 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use automerge::Change;
-use rusqlite::{Connection, OpenFlags, OptionalExtension, Result, params};
+use automerge::{Change, ChangeHash};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Result, config::DbConfig, params};
 use sync::{
     document::{Document, Kind},
     id::{DocumentId, NodeId, Origin, SiteId},
@@ -77,6 +77,8 @@ impl Eye {
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let sql = Connection::open_with_flags(folder.join("holdfast.db"), flags)?;
         sql.set_prepared_statement_cache_capacity(64);
+        // As in the store: otherwise SQLite plans a query anew whenever what is bound to it changes.
+        sql.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
         Ok(Eye { sql })
     }
 
@@ -144,19 +146,29 @@ impl Eye {
             .prepare_cached("SELECT upto, bytes FROM snapshots WHERE doc = ?1")?
             .query_row([doc], |row| Ok((row.get(0)?, row.get(1)?)))
             .optional()?;
-        let (upto, mut document) = match snapshot {
-            Some((upto, bytes)) => (upto, Document::load(kind, id, &bytes)?),
-            None => (0, Document::new(kind, id)),
-        };
+        let upto = snapshot.as_ref().map_or(0, |(upto, _)| *upto);
         let mut tail = self
             .sql
             .prepare_cached("SELECT bytes FROM changes WHERE doc = ?1 AND change > ?2 ORDER BY change")?;
         let mut rows = tail.query(params![doc, upto])?;
+        let mut changes = Vec::new();
         while let Some(row) = rows.next()? {
-            let bytes: Vec<u8> = row.get(0)?;
-            document.apply(Change::try_from(bytes.as_slice())?)?;
+            changes.push(Change::try_from(row.get_ref(0)?.as_blob()?)?);
         }
-        Ok(document)
+        let hashes: Vec<ChangeHash> = changes.iter().map(Change::hash).collect();
+        let document = match snapshot {
+            None => Document::of(kind, id, changes)?,
+            Some((_, bytes)) => {
+                let mut document = Document::load(kind, id, &bytes)?;
+                document.apply_all(changes)?;
+                document
+            }
+        };
+        // Automerge keeps what depends on something else that is missing, and shows none of it.
+        match hashes.iter().find(|hash| !document.has(hash)) {
+            None => Ok(document),
+            Some(hash) => Err(format!("change {hash} does not follow what is stored before it").into()),
+        }
     }
 
     /// The derived row of a document, as the JSON that is kept; absent where the kind has none.

@@ -409,28 +409,27 @@ impl World {
     }
 
     fn end_at(&mut self, origin: Origin, ending: Ending, before: &disk::Before) {
-        let (folder, copy) = (self.path(origin), self.backup_path("killed"));
+        let folder = self.path(origin);
+        // Not drawn from the seed: nothing is made of it.
+        let given = Given { now: self.clock(origin), by: "end".into(), entropy: [0; 32] };
         let replica = self.replica_mut(origin);
         replica.eye = None;
         replica.ending = None;
         let Some(store) = replica.store.take() else { return };
-        disk::forget(&folder.join("holdfast.db"));
-        let tearable = disk::torn(&folder, before);
+        let tearable = if ending == Ending::Torn { disk::torn(&folder, before) } else { None };
         let mut torn = None;
         match ending {
             Ending::Stopped => drop(store),
             Ending::Killed | Ending::Torn => {
-                // Closing would tidy up: what lies there now is put back afterwards.
-                disk::save(&folder, &copy).expect("a copy of the database");
-                drop(store);
-                disk::restore(&copy, &folder).expect("the database as it was");
-                if let (Ending::Torn, Some((from, upto))) = (ending, tearable) {
+                disk::kill(store, given).expect("the files stay as they are");
+                if let Some((from, upto)) = tearable {
                     let length = from + self.random.below(upto - from);
                     disk::cut(&folder, length).expect("the log is cut");
                     torn = Some(upto - length);
                 }
             }
         }
+        disk::forget(&folder.join("holdfast.db"));
         self.count(match (ending, torn) {
             (Ending::Stopped, _) => "stopped",
             (_, Some(_)) => "power lost in a commit",

@@ -4,10 +4,10 @@
 //! sides: whoever needs one value says which rule applies, and each rule depends on the document alone,
 //! so that replicas with equal heads act alike before anybody has settled anything.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{ops::Range, sync::Arc};
 
 use automerge::{
-    Automerge, ChangeHash, ObjId, ObjType, ROOT, ReadDoc, ScalarValueRef, ValueRef,
+    Automerge, ChangeHash, ObjId, ObjType, ReadDoc, ScalarValueRef, ValueRef,
     iter::{DocItem, MapRangeItem},
 };
 
@@ -110,8 +110,7 @@ fn read_with<V: Value>(
     register: &Register<V>,
     heads: Option<&[ChangeHash]>,
 ) -> Contested<V> {
-    let automerge = document.automerge();
-    let Some(parent) = register::container(automerge, register.container) else {
+    let Some(parent) = document.containers().object(register.container) else {
         return Contested { sides: vec![], agreed: None };
     };
     let sides = sides_at(document, &parent, &register.key, heads);
@@ -121,33 +120,38 @@ fn read_with<V: Value>(
 
 /// Keys of a genesis container, sorted.
 pub fn keys(document: &Document, container: &'static str) -> Vec<String> {
-    let automerge = document.automerge();
-    register::container(automerge, Some(container))
-        .map(|parent| automerge.keys(&parent).collect())
-        .unwrap_or_default()
+    let parent = document.containers().object(Some(container));
+    parent.map(|parent| document.automerge().keys(&parent).collect()).unwrap_or_default()
 }
+
+/// Entries that a document of a machine has, with some to spare.
+const ENTRIES: usize = 128;
 
 /// All that a document holds, walked once: for whoever reads many of its registers.
 pub struct Registers<'a> {
     document: &'a Document,
-    /// Entries of the root, of each container, and of each map that nobody contests, by their object.
-    maps: BTreeMap<Arc<ObjId>, Vec<MapRangeItem<'a>>>,
+    /// Entries of the root, of each container, and of each map that nobody contests: those of one object together.
+    entries: Vec<MapRangeItem<'a>>,
+    /// Where those of each object stand, by their object.
+    objects: Vec<(Arc<ObjId>, Range<usize>)>,
 }
 
 impl<'a> Registers<'a> {
     /// Walks the document.
     pub fn of(document: &'a Document) -> Self {
-        let mut maps: BTreeMap<Arc<ObjId>, Vec<MapRangeItem<'a>>> = BTreeMap::new();
-        let mut last: Option<(Arc<ObjId>, Vec<MapRangeItem<'a>>)> = None;
+        let mut entries = Vec::with_capacity(ENTRIES);
+        let mut objects: Vec<(Arc<ObjId>, Range<usize>)> = Vec::new();
         for found in document.automerge().iter() {
             let DocItem::Map(item) = found.item else { continue };
-            match &mut last {
-                Some((object, entries)) if *object == found.obj => entries.push(item),
-                Some(_) | None => maps.extend(last.replace((found.obj, vec![item]))),
+            let at = entries.len();
+            entries.push(item);
+            match objects.last_mut() {
+                Some((object, range)) if *object == found.obj => range.end = at + 1,
+                Some(_) | None => objects.push((found.obj, at..at + 1)),
             }
         }
-        maps.extend(last);
-        Registers { document, maps }
+        objects.sort_by(|(a, _), (b, _)| a.cmp(b));
+        Registers { document, entries, objects }
     }
 
     /// The document.
@@ -179,13 +183,12 @@ impl<'a> Registers<'a> {
     }
 
     fn entries(&self, object: &ObjId) -> &[MapRangeItem<'a>] {
-        self.maps.get(object).map(Vec::as_slice).unwrap_or_default()
+        let found = self.objects.binary_search_by(|(known, _)| (**known).cmp(object));
+        found.map(|place| &self.entries[self.objects[place].1.clone()]).unwrap_or_default()
     }
 
     fn container(&self, container: Option<&str>) -> Option<ObjId> {
-        let Some(key) = container else { return Some(ROOT) };
-        let item = self.entries(&ROOT).iter().find(|item| item.key == key)?;
-        matches!(item.value, ValueRef::Object(ObjType::Map)).then(|| item.id())
+        self.document.containers().object(container)
     }
 
     fn fields(&self, object: &ObjId, depth: usize) -> Option<Fields> {

@@ -32,22 +32,33 @@ pub fn document(kind: Kind, id: DocumentId) -> Automerge {
     automerge
 }
 
-/// The genesis change itself.
+/// The genesis change itself, computed without making the document.
 pub fn change(kind: Kind, id: DocumentId) -> Change {
-    document(kind, id).get_changes(&[]).pop().expect("a genesis writes at least the kind")
+    let (mut bytes, hash) = filled(kind, id);
+    bytes[CHECKSUM..TYPE].copy_from_slice(&hash.0[..4]);
+    Change::try_from(&bytes[..]).expect("a genesis that differs in its actor alone is a change")
 }
 
 /// Hash of the genesis change, computed without making the document.
 pub fn hash(kind: Kind, id: DocumentId) -> ChangeHash {
+    filled(kind, id).1
+}
+
+/// Where the checksum of a chunk stands: after the magic number. It is the beginning of the digest of what follows,
+/// and that digest is the name of a change.
+const CHECKSUM: usize = 4;
+
+/// Where the type of a chunk stands: after the checksum.
+const TYPE: usize = 8;
+
+/// Bytes of the genesis, still without its own checksum, and its name.
+fn filled(kind: Kind, id: DocumentId) -> (Vec<u8>, ChangeHash) {
     let Template { bytes, actor_at } = template(kind);
     let mut bytes = bytes.clone();
     bytes[*actor_at..][..16].copy_from_slice(actor(kind, id).to_bytes());
-    ChangeHash(Sha256::digest(&bytes[TYPE..]).into())
+    let hash = ChangeHash(Sha256::digest(&bytes[TYPE..]).into());
+    (bytes, hash)
 }
-
-/// Where the type of a chunk stands: after the magic number, and the checksum over what follows. The digest of
-/// the same is the name of a change.
-const TYPE: usize = 8;
 
 /// The genesis of some document of a kind; that of every other one differs in the actor alone.
 struct Template {
@@ -61,7 +72,8 @@ fn template(kind: Kind) -> &'static Template {
     let place = Kind::ALL.iter().position(|known| *known == kind).expect("every kind is listed");
     TEMPLATES[place].get_or_init(|| {
         let id = DocumentId([0; 16]);
-        let (bytes, actor) = (change(kind, id).raw_bytes().to_vec(), actor(kind, id));
+        let made = document(kind, id).get_changes(&[]).pop().expect("a genesis writes at least the kind");
+        let (bytes, actor) = (made.raw_bytes().to_vec(), actor(kind, id));
         let actor_at = bytes.windows(16).position(|window| window == actor.to_bytes());
         Template { bytes, actor_at: actor_at.expect("a change names its actor") }
     })
@@ -78,8 +90,10 @@ pub fn actor(kind: Kind, id: DocumentId) -> ActorId {
 
 #[cfg(test)]
 mod tests {
+    use automerge::legacy::OpId;
+
     use super::*;
-    use crate::id::hex;
+    use crate::{document::register::Containers, id::hex};
 
     #[test]
     fn genesis_is_the_same_everywhere_and_for_ever() {
@@ -88,11 +102,35 @@ mod tests {
         for kind in Kind::ALL {
             assert_eq!(document(*kind, id).save(), document(*kind, id).save());
             let mut bytes = change(*kind, id);
+            assert_eq!(vec![hash(*kind, id)], document(*kind, id).get_heads());
             assert_eq!(hash(*kind, id), bytes.hash());
             lines += &format!("{kind} {} {}\n", hash(*kind, id), hex(&bytes.bytes()));
         }
         // Changing a single byte here forks every document in the field: add a second genesis instead.
         expect_test::expect_file!["../../../fixtures/documents/genesis.txt"].assert_eq(&lines);
+    }
+
+    #[test]
+    fn the_ids_of_containers_follow_from_the_genesis() {
+        use automerge::{ReadDoc, Value};
+
+        let id = DocumentId([7; 16]);
+        for kind in Kind::ALL {
+            let containers = Containers::of(*kind, id);
+            for container in kind.schema().containers {
+                let made = document(*kind, id);
+                let (value, found) = made.get(ROOT, container.key).unwrap().expect("it is there");
+                assert_eq!(value, Value::Object(ObjType::Map));
+                assert_eq!(containers.object(Some(container.key)), Some(found.clone()));
+                let automerge::ObjId::Id(counter, actor, _) = found else { panic!("it is the root") };
+                let made = containers.made_by(&OpId(counter, actor));
+                assert_eq!(made.map(|schema| schema.key), Some(container.key));
+            }
+            let last = kind.schema().containers.len() as u64;
+            assert!(containers.made_by(&OpId(last + 2, actor(*kind, id))).is_none());
+            assert!(containers.made_by(&OpId(1, actor(*kind, id))).is_none());
+            assert!(containers.made_by(&OpId(2, actor(*kind, DocumentId([8; 16])))).is_none());
+        }
     }
 
     #[test]

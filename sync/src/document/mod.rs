@@ -26,12 +26,13 @@ pub use register::{Author, Field, FieldError, Fields, Register, Value, Written};
 pub use schema::{Class, Kind, Writers};
 
 use crate::id::DocumentId;
+use register::Containers;
 
 /// One replicated document in memory, about 17 KB each: hold few.
 #[derive(Clone)]
 pub struct Document {
-    kind: Kind,
     id: DocumentId,
+    containers: Containers,
     /// Every register that is read asks for it.
     genesis: ChangeHash,
     automerge: Automerge,
@@ -76,7 +77,20 @@ impl Document {
     /// Creates the document with its computed genesis and nothing else.
     pub fn new(kind: Kind, id: DocumentId) -> Self {
         let automerge = genesis::document(kind, id);
-        Document { kind, id, genesis: automerge.get_heads()[0], automerge }
+        Document { id, containers: Containers::of(kind, id), genesis: automerge.get_heads()[0], automerge }
+    }
+
+    /// Makes the document of its genesis and these changes, in any order, and of all at once: one by one each takes
+    /// as long as ten. One that depends on what is not there waits unseen: ask [`Document::has`].
+    ///
+    /// # Errors
+    /// `Apply` when Automerge does not take them.
+    pub fn of(kind: Kind, id: DocumentId, mut changes: Vec<Change>) -> Result<Self, DocumentError> {
+        changes.insert(0, genesis::change(kind, id));
+        let (genesis, automerge) = (changes[0].hash(), Automerge::new());
+        let mut document = Document { id, containers: Containers::of(kind, id), genesis, automerge };
+        document.apply_all(changes)?;
+        Ok(document)
     }
 
     /// Opens a snapshot that [`Document::save`] made here.
@@ -84,7 +98,7 @@ impl Document {
     /// # Errors
     /// `Load` when the bytes are damaged, `ForeignGenesis` when they are another document's.
     pub fn load(kind: Kind, id: DocumentId, snapshot: &[u8]) -> Result<Self, DocumentError> {
-        Self::load_from(kind, id, genesis::hash(kind, id), snapshot)
+        Self::load_from(Containers::of(kind, id), id, genesis::hash(kind, id), snapshot)
     }
 
     /// The document as it comes back from its own snapshot.
@@ -92,15 +106,16 @@ impl Document {
     /// # Errors
     /// As [`Document::load`].
     pub(crate) fn again(&self) -> Result<Self, DocumentError> {
-        Self::load_from(self.kind, self.id, self.genesis, &self.snapshot())
+        Self::load_from(self.containers.clone(), self.id, self.genesis, &self.snapshot())
     }
 
     fn load_from(
-        kind: Kind,
+        containers: Containers,
         id: DocumentId,
         genesis: ChangeHash,
         snapshot: &[u8],
     ) -> Result<Self, DocumentError> {
+        let kind = containers.kind();
         let automerge = Automerge::load(snapshot).map_err(|source| DocumentError::Load {
             kind,
             id,
@@ -109,12 +124,12 @@ impl Document {
         if automerge.get_change_meta_by_hash(&genesis).is_none() {
             return Err(DocumentError::ForeignGenesis { kind, id });
         }
-        Ok(Document { kind, id, genesis, automerge })
+        Ok(Document { id, containers, genesis, automerge })
     }
 
     /// Kind of the document.
     pub fn kind(&self) -> Kind {
-        self.kind
+        self.containers.kind()
     }
 
     /// Id of the document.
@@ -125,6 +140,11 @@ impl Document {
     /// Hash of its first change.
     pub fn genesis(&self) -> ChangeHash {
         self.genesis
+    }
+
+    /// The objects that hold its registers.
+    pub(crate) fn containers(&self) -> &Containers {
+        &self.containers
     }
 
     /// The CRDT itself, for reading.
@@ -165,7 +185,7 @@ impl Document {
     /// # Errors
     /// What Automerge says; the document is unchanged then.
     pub fn apply(&mut self, change: Change) -> Result<(), DocumentError> {
-        let (kind, id) = (self.kind, self.id);
+        let (kind, id) = (self.kind(), self.id);
         self.automerge.apply_changes([change]).map_err(|source| DocumentError::Apply {
             kind,
             id,
@@ -179,7 +199,7 @@ impl Document {
     /// # Errors
     /// What Automerge says; the document may hold a part of them then.
     pub fn apply_all(&mut self, changes: Vec<Change>) -> Result<(), DocumentError> {
-        let (kind, id) = (self.kind, self.id);
+        let (kind, id) = (self.kind(), self.id);
         self.automerge.apply_changes(changes).map_err(|source| DocumentError::Apply {
             kind,
             id,
@@ -196,13 +216,13 @@ impl Document {
         write: impl FnOnce(&mut register::Edit<'_>),
     ) -> Option<Change> {
         self.automerge.set_actor(ActorId::from(author.incarnation.as_bytes().as_slice()));
-        let hash = register::transact(&mut self.automerge, author, write)?;
+        let hash = register::transact(&mut self.automerge, &self.containers, author, write)?;
         self.automerge.get_change_by_hash(&hash)
     }
 }
 
 impl std::fmt::Debug for Document {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Document({} {})", self.kind, self.id)
+        write!(f, "Document({} {})", self.kind(), self.id)
     }
 }

@@ -8,11 +8,12 @@
 use std::{collections::BTreeMap, marker::PhantomData};
 
 use automerge::{
-    Automerge, ChangeHash, ObjId, ObjType, ROOT, ReadDoc, ScalarValue,
+    ActorId, Automerge, ChangeHash, ObjId, ObjType, ROOT, ScalarValue,
+    legacy::OpId,
     transaction::{CommitOptions, Transactable, Transaction},
 };
 
-use super::schema::RegisterSchema;
+use super::{Kind, genesis, schema::RegisterSchema};
 use crate::{
     blob::Digest,
     id::{
@@ -180,9 +181,51 @@ impl<V> Register<V> {
     }
 }
 
+/// The objects that hold the registers of one document: its root, and the containers that its genesis made.
+///
+/// Their ids follow from the genesis: its first operation names the kind, and the next ones make the containers in
+/// the order of the schema. So Automerge is not asked for them, which takes as long as reading a register.
+#[derive(Clone)]
+pub(crate) struct Containers {
+    kind: Kind,
+    actor: ActorId,
+}
+
+/// Number of the operation of a genesis that makes the first container.
+const FIRST_CONTAINER: u64 = 2;
+
+impl Containers {
+    pub(crate) fn of(kind: Kind, id: DocumentId) -> Self {
+        Containers { kind, actor: genesis::actor(kind, id) }
+    }
+
+    pub(crate) fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Who wrote the genesis.
+    pub(crate) fn actor(&self) -> &ActorId {
+        &self.actor
+    }
+
+    /// The root, or a container of the kind.
+    pub(crate) fn object(&self, container: Option<&str>) -> Option<ObjId> {
+        let Some(key) = container else { return Some(ROOT) };
+        let place = self.kind.schema().containers.iter().position(|known| known.key == key)?;
+        Some(ObjId::Id(FIRST_CONTAINER + place as u64, self.actor.clone(), 0))
+    }
+
+    /// The container that an operation of the genesis made.
+    pub(crate) fn made_by(&self, OpId(counter, actor): &OpId) -> Option<&'static RegisterSchema> {
+        let place = usize::try_from(counter.checked_sub(FIRST_CONTAINER)?).ok()?;
+        self.kind.schema().containers.get(place).filter(|_| *actor == self.actor)
+    }
+}
+
 /// A change being written.
 pub struct Edit<'a> {
     transaction: Transaction<'a>,
+    containers: &'a Containers,
     author: &'a mut Author,
     /// Of the register that was written last.
     nonce: Option<Nonce>,
@@ -218,7 +261,7 @@ impl Edit<'_> {
     }
 
     fn put(&mut self, within: Option<&'static str>, key: &str, mut fields: Fields, why: &str) -> Nonce {
-        let parent = container(&self.transaction, within).expect("genesis made the container");
+        let parent = self.containers.object(within).expect("genesis made the container");
         // Each tells its register's writing from an equal one, which takes no randomness of its own: numbers
         // that follow each other are half as long on the wire.
         let nonce = match self.nonce {
@@ -242,25 +285,14 @@ impl Edit<'_> {
 /// Runs `write` as one change with the author's stamp as its time; `None` when nothing was written.
 pub(super) fn transact(
     automerge: &mut Automerge,
+    containers: &Containers,
     author: &mut Author,
     write: impl FnOnce(&mut Edit<'_>),
 ) -> Option<ChangeHash> {
     let at = author.at;
-    let mut edit = Edit { transaction: automerge.transaction(), author, nonce: None };
+    let mut edit = Edit { transaction: automerge.transaction(), containers, author, nonce: None };
     write(&mut edit);
     edit.transaction.commit_with(CommitOptions::default().with_time(at.0)).0
-}
-
-/// Finds the object that holds registers: the root or a genesis container. Containers are written once,
-/// by the genesis, so there is never more than one.
-pub(crate) fn container<D: ReadDoc>(document: &D, container: Option<&str>) -> Option<ObjId> {
-    match container {
-        None => Some(ROOT),
-        Some(key) => match document.get(ROOT, key) {
-            Ok(Some((automerge::Value::Object(ObjType::Map), id))) => Some(id),
-            Ok(_) | Err(_) => None,
-        },
-    }
 }
 
 fn put_map(transaction: &mut Transaction<'_>, parent: &ObjId, key: &str, fields: &Fields) {

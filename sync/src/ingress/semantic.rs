@@ -19,7 +19,7 @@ use super::{Parsed, Rejection, verify::guard};
 use crate::{
     document::{
         Document, Field, FieldError, Fields, Kind, Written, genesis,
-        register::{self, MAX_DEPTH, MAX_SCALAR},
+        register::{MAX_DEPTH, MAX_SCALAR},
         schema::{RegisterSchema, Writers},
     },
     id::DocumentId,
@@ -267,7 +267,7 @@ fn read<'a>(
     change: &'a ExpandedChange,
     unknown: UnknownKeys,
 ) -> Result<Vec<Made<'a>>, SemanticError> {
-    if change.actor_id == genesis::actor(document.kind(), document.id()) {
+    if change.actor_id == *document.containers().actor() {
         return Err(SemanticError::GenesisActor);
     }
     if change.deps.is_empty() {
@@ -279,7 +279,6 @@ fn read<'a>(
     if change.time < 0 {
         return Err(SemanticError::Time(change.time));
     }
-    let containers = containers(document);
     let mut maps: BTreeMap<OpId, Map> = BTreeMap::new();
     let mut slots: Vec<(Slot, OpId, &Op)> = Vec::new();
     for (index, (op, counter)) in change.operations.iter().zip(change.start_op.get()..).enumerate() {
@@ -290,8 +289,8 @@ fn read<'a>(
         let id = OpId(counter, change.actor_id.clone());
         let container = match &op.obj {
             ObjectId::Root => None,
-            ObjectId::Id(object) => match (containers.get(object), maps.get_mut(object)) {
-                (Some(container), _) => Some(*container),
+            ObjectId::Id(object) => match (document.containers().made_by(object), maps.get_mut(object)) {
+                (Some(container), _) => Some(container),
                 (None, Some(map)) => {
                     if let Some(nested) = field(map, op, key, &id, &slots[map.register].0)? {
                         maps.insert(id, nested);
@@ -315,16 +314,6 @@ fn read<'a>(
             Ok(Made { write: value(slot, fields, change.time)?, id, op })
         })
         .collect()
-}
-
-/// The maps that the genesis made for registers, by their ids.
-fn containers(document: &Document) -> BTreeMap<OpId, &'static RegisterSchema> {
-    let schema = document.kind().schema();
-    let found = schema.containers.iter().filter_map(|container| {
-        let object = register::container(document.automerge(), Some(container.key))?;
-        Some((op_id(&object)?, container))
-    });
-    found.collect()
 }
 
 fn op_id(object: &ObjId) -> Option<OpId> {
@@ -488,7 +477,7 @@ fn replace(
     for Made { write, id, op } in registers {
         let (container, key) = (write.container, write.key.as_str());
         let sides = visible.entry((container, key)).or_insert_with(|| {
-            let parent = register::container(automerge, container);
+            let parent = document.containers().object(container);
             let found = parent.and_then(|parent| automerge.get_all_at(&parent, key, &change.deps).ok());
             let mut sides: Vec<OpId> = found.into_iter().flatten().filter_map(|(_, id)| op_id(&id)).collect();
             sides.sort();
@@ -558,7 +547,7 @@ mod tests {
 
     /// Ids visible under a key at the heads.
     fn ids(document: &Document, container: Option<&str>, key: &str) -> Vec<OpId> {
-        let parent = register::container(document.automerge(), container).unwrap();
+        let parent = document.containers().object(container).unwrap();
         let found = document.automerge().get_all(parent, key).unwrap();
         found.iter().filter_map(|(_, id)| op_id(id)).collect()
     }
