@@ -21,7 +21,7 @@ use sync::{
     quic::{
         CloseCode, Connection, RecvStream, SendStream,
         driver::{Feed, Host},
-        endpoint::{AdmitError, Guest, Knock, Listener},
+        endpoint::{AdmitError, Guest, Listener, Newcomer},
         enrol::{self, Desk, Issued, Refusal, RefusalCode, Secret, Served},
         stream::{BlobWriter, FrameReader},
         tls::SiteCertificate,
@@ -66,14 +66,14 @@ pub(crate) async fn accept(
     sessions: mpsc::Sender<(SiteId, Connection)>,
     tasks: TaskTracker,
 ) {
-    while let Some(knock) = listener.accept().await {
-        tasks.spawn(admit(knock, Arc::clone(&registrar), sessions.clone()));
+    while let Some(newcomer) = listener.accept().await {
+        tasks.spawn(admit(newcomer, Arc::clone(&registrar), sessions.clone()));
     }
 }
 
-async fn admit(knock: Knock, registrar: Arc<Registrar>, sessions: mpsc::Sender<(SiteId, Connection)>) {
-    let address = knock.remote_address();
-    match knock.admit(|| registrar.edge.now()).await {
+async fn admit(newcomer: Newcomer, registrar: Arc<Registrar>, sessions: mpsc::Sender<(SiteId, Connection)>) {
+    let address = newcomer.remote_address();
+    match newcomer.admit(|| registrar.edge.now()).await {
         Ok(Guest::Session { connection, peer }) => {
             let since = Some(registrar.edge.now());
             if registrar.lets_in(&connection, &peer, since).await {
@@ -432,7 +432,7 @@ fn record_of(row: &store::tokens::TokenRow) -> TokenRecord {
     }
 }
 
-/// How many refusals the journal takes: it never forgets, and anybody can knock.
+/// How many refusals the journal takes: it never forgets, and anybody can ask.
 #[derive(Debug, Default)]
 struct Allowance {
     used: u32,

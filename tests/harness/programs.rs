@@ -324,7 +324,7 @@ pub struct Site {
     config: PathBuf,
 }
 
-/// Where machines knock. A site that is started again keeps it.
+/// Where machines find it. A site that is started again keeps it.
 #[derive(Clone, Copy, Debug)]
 pub struct Doors {
     /// DHCP, in place of port 67.

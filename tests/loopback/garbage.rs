@@ -71,7 +71,7 @@ fn h6_ten_thousand_packets_of_garbage_on_every_port_leave_both_programs_at_work(
         salvo(office.site.dhcp, &mut dhcp);
         salvo(office.site.pxe, &mut dhcp);
         salvo(office.site.tftp, &mut read_request);
-        salvo(office.central.quic, &mut |random| knock(random, &initial));
+        salvo(office.central.quic, &mut |random| stranger(random, &initial));
         for _ in 0..ROUND {
             callers.call(&mut random, office.central.quic, &hello);
         }
@@ -175,7 +175,7 @@ fn read_request(random: &mut Random) -> Vec<u8> {
 }
 
 /// What arrives at a QUIC port from those who want no good.
-fn knock(random: &mut Random, initial: &[u8]) -> Vec<u8> {
+fn stranger(random: &mut Random, initial: &[u8]) -> Vec<u8> {
     match random.below(10) {
         // The beginning of a handshake that nobody continues.
         0 | 1 => initial.to_vec(),

@@ -111,8 +111,8 @@ mod tests {
             let address = listener.local_address().unwrap();
             let central = self.clone();
             tokio::spawn(async move {
-                while let Some(knock) = listener.accept().await {
-                    match knock.admit(|| central.now()).await {
+                while let Some(newcomer) = listener.accept().await {
+                    match newcomer.admit(|| central.now()).await {
                         Ok(Guest::Enrolment(applicant)) => drop(serve(applicant, &*central).await),
                         Ok(Guest::Session { connection, peer }) => {
                             CloseCode::Done.close(&connection, &format!("good day, {}", peer.site));

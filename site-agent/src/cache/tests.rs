@@ -175,8 +175,8 @@ fn serve(central: &Arc<Central>, site: SiteId) -> (Dialer, Vec<AbortHandle>) {
     let address = listener.local_address().unwrap();
     let (sessions, arriving) = mpsc::channel(8);
     let accepting = tokio::spawn(async move {
-        while let Some(knock) = listener.accept().await {
-            if let Ok(Guest::Session { connection, peer }) = knock.admit(wall).await {
+        while let Some(newcomer) = listener.accept().await {
+            if let Ok(Guest::Session { connection, peer }) = newcomer.admit(wall).await {
                 sessions.send((peer.site, connection)).await.unwrap();
             }
         }

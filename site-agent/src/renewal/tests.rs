@@ -250,9 +250,9 @@ fn listen(central: &Arc<Central>) -> SocketAddr {
     let listener = Listener::bind(loopback(), tls, Keys::from_entropy([1; 64]), Limits::default()).unwrap();
     let (address, central) = (listener.local_address().unwrap(), Arc::clone(central));
     tokio::spawn(async move {
-        while let Some(knock) = listener.accept().await {
+        while let Some(newcomer) = listener.accept().await {
             listener.set_tls(shown(&central));
-            match knock.admit(|| central.clock.now()).await {
+            match newcomer.admit(|| central.clock.now()).await {
                 Ok(Guest::Enrolment(applicant)) => drop(serve(applicant, &*central).await),
                 Ok(Guest::Session { connection, peer }) => {
                     CloseCode::Done.close(&connection, &format!("good day, {}", peer.serial_hex()));

@@ -409,7 +409,7 @@ fn p15_a_thousand_sites_that_lose_central_together_do_not_return_in_the_same_sec
 }
 
 #[test]
-fn p15_a_thousand_sites_that_cannot_reach_central_knock_at_different_times() {
+fn p15_a_thousand_sites_that_cannot_reach_central_dial_at_different_times() {
     let mut fleet = Fleet::new(1_000, 0, Duration::ZERO);
     fleet.is_down = true;
     fleet.run(Duration::from_secs(300));

@@ -1,7 +1,7 @@
 //! The sockets, and the door behind them.
 //!
 //! Central opens a [`Listener`] on one port, UDP and TCP; each datagram flow or TCP connection that wants in
-//! becomes a [`Knock`], and [`Knock::admit`] makes a [`Guest`] of it or says why not. A site opens one
+//! becomes a [`Newcomer`], and [`Newcomer::admit`] makes a [`Guest`] of it or says why not. A site opens one
 //! [`Endpoint`] with [`client`] and [`dial`]s with it over what passes. [`Keys`] outlive the process: with them a restarted program answers packets of
 //! connections it no longer knows by a stateless reset (RFC 9000 §10.3), so the other side dials again at
 //! its next packet, at the latest after [`KEEP_ALIVE`], instead of waiting for [`IDLE`] to pass.
@@ -208,11 +208,11 @@ impl Listener {
 
     /// Waits for the next peer worth a handshake; nothing once the listener was closed. Under load, peers
     /// that did not prove their address are asked to, and what is beyond the limit is refused.
-    pub async fn accept(&self) -> Option<Knock> {
+    pub async fn accept(&self) -> Option<Newcomer> {
         loop {
             let incoming = tokio::select! {
                 incoming = self.endpoint.accept() => incoming?,
-                caller = self.door.accept() => return Some(self.knock(Knocking::Tcp {
+                caller = self.door.accept() => return Some(self.newcomer(Via::Tcp {
                     caller,
                     config: Arc::clone(&self.tcp.lock().unwrap_or_else(PoisonError::into_inner)),
                     lifeline: self.lifeline.subscribe(),
@@ -228,12 +228,12 @@ impl Listener {
                 let _ = incoming.retry();
                 continue;
             }
-            return Some(self.knock(Knocking::Quic { incoming: Box::new(incoming), _permit: permit }));
+            return Some(self.newcomer(Via::Quic { incoming: Box::new(incoming), _permit: permit }));
         }
     }
 
-    fn knock(&self, knocking: Knocking) -> Knock {
-        Knock { knocking, enrolments: self.enrolments.clone() }
+    fn newcomer(&self, via: Via) -> Newcomer {
+        Newcomer { via, enrolments: self.enrolments.clone() }
     }
 
     /// Tells all peers that this program stops, and waits until they were told.
@@ -247,13 +247,13 @@ impl Listener {
 
 /// A peer that wants in. Admit each in a task of its own: a slow peer must not hold up the others.
 #[derive(Debug)]
-pub struct Knock {
-    knocking: Knocking,
+pub struct Newcomer {
+    via: Via,
     enrolments: Arc<Semaphore>,
 }
 
 #[derive(Debug)]
-enum Knocking {
+enum Via {
     Quic { incoming: Box<quinn::Incoming>, _permit: OwnedSemaphorePermit },
     Tcp { caller: Caller, config: Arc<rustls::ServerConfig>, lifeline: Lifeline },
 }
@@ -344,12 +344,12 @@ impl AdmitError {
     }
 }
 
-impl Knock {
+impl Newcomer {
     /// Address of the peer; proven only after [`admit`](Self::admit).
     pub fn remote_address(&self) -> SocketAddr {
-        match &self.knocking {
-            Knocking::Quic { incoming, .. } => incoming.remote_address(),
-            Knocking::Tcp { caller, .. } => caller.address(),
+        match &self.via {
+            Via::Quic { incoming, .. } => incoming.remote_address(),
+            Via::Tcp { caller, .. } => caller.address(),
         }
     }
 
@@ -360,7 +360,7 @@ impl Knock {
     pub async fn admit(self, now: impl Fn() -> Timestamp) -> Result<Guest, AdmitError> {
         let peer = self.remote_address();
         let failed = |source| AdmitError::Handshake { peer, source };
-        let handshake = tokio::time::timeout(HANDSHAKE, self.knocking.handshake());
+        let handshake = tokio::time::timeout(HANDSHAKE, self.via.handshake());
         let (connection, protocol) =
             handshake.await.map_err(|_| AdmitError::TooSlow { peer })?.map_err(failed)?;
         match protocol.as_slice() {
@@ -374,15 +374,15 @@ impl Knock {
     }
 }
 
-impl Knocking {
+impl Via {
     async fn handshake(self) -> Result<(Connection, Vec<u8>), ConnectionError> {
         match self {
-            Knocking::Quic { incoming, _permit } => {
+            Via::Quic { incoming, _permit } => {
                 let connection = incoming.accept()?.await?;
                 let protocol = alpn(&connection);
                 Ok((Connection::over_quic(connection), protocol))
             }
-            Knocking::Tcp { caller, config, lifeline } => {
+            Via::Tcp { caller, config, lifeline } => {
                 let mut stop = lifeline.clone();
                 let (connection, protocol) = tokio::select! {
                     through = caller.handshake(config, lifeline) => through?,
@@ -728,8 +728,8 @@ mod tests {
                     let listener = Listener::bind(at, tls, keys, Limits::default()).unwrap();
                     born.send(listener.local_address().unwrap()).unwrap();
                     let mut guests = Vec::new();
-                    while let Some(knock) = listener.accept().await {
-                        guests.push(knock.admit(|| NOW).await);
+                    while let Some(newcomer) = listener.accept().await {
+                        guests.push(newcomer.admit(|| NOW).await);
                     }
                 });
                 runtime
@@ -795,10 +795,10 @@ mod tests {
         let listener = authority.listen(authority.server(CENTRAL_NAME), loopback(), &keys(1), limits);
         let address = listener.local_address().unwrap();
         let validated = tokio::spawn(async move {
-            let knock = listener.accept().await.unwrap();
-            let Knocking::Quic { incoming, .. } = &knock.knocking else { panic!("UDP goes first") };
+            let newcomer = listener.accept().await.unwrap();
+            let Via::Quic { incoming, .. } = &newcomer.via else { panic!("UDP goes first") };
             let validated = incoming.remote_address_validated();
-            (validated, knock.admit(|| NOW).await.unwrap())
+            (validated, newcomer.admit(|| NOW).await.unwrap())
         });
         let certificates = [authority.certificate()];
         let tls = tls::client_config(authority.site(SITE), &certificates, Protocol::Session, clock_at(NOW))
@@ -821,12 +821,12 @@ mod tests {
             dial(&client(loopback(), &keys(2)).unwrap(), address, tls.unwrap()).await
         };
         let (first, second) = tokio::join!(dial_once(), async {
-            let knock = listener.accept().await.unwrap();
+            let newcomer = listener.accept().await.unwrap();
             let second = tokio::select! {
                 _ = listener.accept() => panic!("nobody else gets as far as a handshake"),
                 second = dial_once() => second,
             };
-            knock.admit(|| NOW).await.unwrap();
+            newcomer.admit(|| NOW).await.unwrap();
             second
         });
         first.unwrap();

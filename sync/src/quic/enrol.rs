@@ -830,8 +830,8 @@ mod tests {
             desk: Arc<TestDesk>,
             served: tokio::sync::mpsc::UnboundedSender<String>,
         ) {
-            while let Some(knock) = listener.accept().await {
-                let Ok(Guest::Enrolment(applicant)) = knock.admit(|| NOW).await else { continue };
+            while let Some(newcomer) = listener.accept().await {
+                let Ok(Guest::Enrolment(applicant)) = newcomer.admit(|| NOW).await else { continue };
                 let outcome = serve(applicant, &*desk).await;
                 let _ = served.send(match outcome {
                     Ok(Served::Issued(site)) => format!("issued {site}"),

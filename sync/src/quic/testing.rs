@@ -142,10 +142,10 @@ impl Central {
         let address = listener.local_address().unwrap();
         let (sender, admitted) = mpsc::unbounded_channel();
         tokio::spawn(async move {
-            while let Some(knock) = listener.accept().await {
+            while let Some(newcomer) = listener.accept().await {
                 let sender = sender.clone();
                 tokio::spawn(async move {
-                    let _ = sender.send(knock.admit(|| now).await);
+                    let _ = sender.send(newcomer.admit(|| now).await);
                 });
             }
         });

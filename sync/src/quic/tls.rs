@@ -315,7 +315,7 @@ impl Client {
 /// `identity` is central's chain (leaf, then whatever leads from it to what sites have pinned, and the authorities
 /// themselves, which enrolling machines compare with their token). `authorities` are the certificates that site
 /// certificates may be signed by: the present one and its predecessor. A client certificate is optional here, because enrolment has none;
-/// [`endpoint::Knock::admit`](super::endpoint::Knock::admit) turns away a session without.
+/// [`endpoint::Newcomer::admit`](super::endpoint::Newcomer::admit) turns away a session without.
 ///
 /// # Errors
 /// When the key does not fit the chain or an authority is unusable.

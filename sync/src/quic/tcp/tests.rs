@@ -233,8 +233,8 @@ async fn a_listener_that_stops_says_so_over_tcp_and_waits_until_it_was_heard() {
     });
     // Somebody whose handshake is under way does not hold it up.
     let _stranger = TcpStream::connect(address).await.unwrap();
-    let knock = listener.accept().await.unwrap();
-    let admitting = tokio::spawn(async move { knock.admit(|| NOW).await.map(drop) });
+    let newcomer = listener.accept().await.unwrap();
+    let admitting = tokio::spawn(async move { newcomer.admit(|| NOW).await.map(drop) });
     let ((), ended) =
         timeout(Duration::from_secs(4), async { tokio::join!(listener.close(), site.closed()) })
             .await
