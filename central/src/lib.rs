@@ -2,8 +2,8 @@
 //!
 //! [`config`] is what a person sets, [`server`] starts everything and ends it, [`event_loop`] owns the
 //! program's time and chance. `hub` lets sites in and replicates with them, `sessions` lists who is
-//! connected, [`enrolment`] makes machines into sites, `http` is the operators' API, `content` how blobs
-//! leave. [`client`] talks to a running server, [`desk`] shows its quarantine, [`backup`] keeps a copy of central and puts it back.
+//! connected, `addresses` finds them after a restart, [`enrolment`] makes machines into sites, `http` is the
+//! operators' API, `content` how blobs leave. [`client`] talks to a running server, [`desk`] shows its quarantine, [`backup`] keeps a copy of central and puts it back.
 //!
 //! Deliberately absent: boot services, which are a site's, and everything that a site must be able to
 //! decide alone.
@@ -19,6 +19,7 @@ pub mod enrolment;
 mod evidence;
 mod hub;
 mod sessions;
+mod addresses;
 
 mod content;
 mod http;

@@ -25,6 +25,7 @@ use tokio::{net::TcpListener, sync::mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    addresses,
     config::Config,
     content::off_runtime,
     enrolment::{
@@ -110,6 +111,8 @@ impl Server {
         let registrar = Registrar::new(store.clone(), seat.clone(), edge.clone(), live.clone());
         let registrar = Arc::new(registrar);
         tasks.spawn(hub::accept(Arc::clone(&listener), registrar, sender, tasks.clone()));
+        let knocking = addresses::run(config.data_dir.clone(), Arc::clone(&listener), live.clone());
+        tasks.spawn(stopping.clone().run_until_cancelled_owned(knocking));
         // The listener outlives nobody who changes the authority.
         let (door, clock) = (Arc::downgrade(&listener), edge.clone());
         seat.show_with(move |authority| {

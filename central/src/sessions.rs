@@ -1,5 +1,5 @@
-//! Which sites are connected now, so that a revocation finds them and operators see over what, and which of them
-//! are asked to wait.
+//! Which sites are connected now, so that a revocation finds them and operators see over what, where they are, and
+//! which of them are asked to wait.
 //!
 //! Deliberately absent: what is said in a session, which the engine knows, and when a site was last heard,
 //! which the store keeps.
@@ -12,13 +12,17 @@ use std::{
 use serde::Serialize;
 use sync::{
     id::SiteId,
-    quic::{CloseCode, Connection, Transport},
+    quic::{CloseCode, Connection, Transport, UdpPath},
     time::Timestamp,
 };
+use tokio::sync::Notify;
 
 /// Connections of all sites. Cheap to clone; all clones are the same list.
 #[derive(Clone, Default)]
-pub(crate) struct Sessions(Arc<Mutex<Live>>);
+pub(crate) struct Sessions {
+    live: Arc<Mutex<Live>>,
+    changed: Arc<Notify>,
+}
 
 #[derive(Default)]
 struct Live {
@@ -60,9 +64,11 @@ impl Sessions {
             live.connections.insert(key, Listed { connection: connection.clone(), session_since });
             (key, live.connections.range((site, 0)..=(site, u64::MAX)).count())
         };
+        self.changed.notify_one();
         let (sessions, connection) = (self.clone(), connection.clone());
         tokio::spawn(async move {
             connection.closed().await;
+            sessions.changed.notify_one();
             let mut live = sessions.live();
             live.connections.remove(&key);
             if live.connections.range((site, 0)..=(site, u64::MAX)).next().is_none() {
@@ -89,6 +95,23 @@ impl Sessions {
         })
     }
 
+    /// Where the sites are whose newest session runs over QUIC.
+    pub(crate) fn udp_paths(&self) -> BTreeMap<SiteId, UdpPath> {
+        let live = self.live();
+        let open = live.connections.iter().filter(|(_, listed)| {
+            listed.session_since.is_some() && listed.connection.close_reason().is_none()
+        });
+        // Later ones take the place of earlier ones of the same site.
+        let newest: BTreeMap<SiteId, &Connection> =
+            open.map(|((site, _), listed)| (*site, &listed.connection)).collect();
+        newest.into_iter().filter_map(|(site, connection)| Some((site, connection.udp_path()?))).collect()
+    }
+
+    /// Waits until connections have come or gone since this was asked last. Only for one who asks.
+    pub(crate) async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
     /// Notes that a site was asked to wait, or with `None` that something of it is taken again.
     pub(crate) fn note_waiting(&self, site: SiteId, waiting: Option<Waiting>) {
         let mut live = self.live();
@@ -105,6 +128,6 @@ impl Sessions {
 
     fn live(&self) -> MutexGuard<'_, Live> {
         // Nothing in here can be half done.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -77,6 +77,67 @@ fn t2_sites_are_back_within_seconds_of_a_killed_centrals_return_and_nothing_was_
     assert_eq!(told, Told::LocalDisk);
 }
 
+/// An idle connection says something every 10 s, so a site that is back sooner was told.
+const SOONER: Duration = Duration::from_secs(5);
+
+#[test]
+fn t2_h5_a_central_that_returns_knocks_and_an_idle_site_is_back_at_once() {
+    let mut office = Office::open();
+    let path = format!("/sites/{}", office.site.id);
+    let answer = office.central.rest.patch(&path, &json!({ "heartbeat_s": 30 }));
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    office.settle(SOON);
+    let addresses = office.central.data().join("addresses");
+    let knocks = |office: &Office| office.site.program.log().matches("central knocks").count();
+    let restart = |office: &mut Office, patience, between: &dyn Fn()| {
+        wait_for("central has written down where the site is", SOON, || {
+            let text = std::fs::read_to_string(&addresses).unwrap_or_default();
+            if text.contains(&office.site.id) { Ok(()) } else { Err(json!(text)) }
+        });
+        office.settle(SOON);
+        wait_for_silence(office);
+        office.central.program.kill();
+        let died = now();
+        between();
+        office.central.restart();
+        let back = Instant::now();
+        wait_for("the site is heard again", patience, || {
+            let seen = office.central.rest.show(&path);
+            // RFC 3339 in UTC sorts as text.
+            if seen["heard_at"].as_str() > Some(&died) { Ok(()) } else { Err(seen) }
+        });
+        back.elapsed()
+    };
+    for _ in 0..2 {
+        let before = knocks(&office);
+        let took = restart(&mut office, SOONER, &|| {});
+        println!("an idle site is back {took:.1?} after central");
+        assert!(knocks(&office) > before, "nobody knocked: {}", office.site.program.log());
+    }
+    // Who loses the file loses nothing else.
+    let before = knocks(&office);
+    let took = restart(&mut office, SOON, &|| std::fs::remove_file(&addresses).expect("the file is there"));
+    println!("without the file it is back {took:.1?} after central");
+    assert_eq!(knocks(&office), before);
+    office.settle(SOON);
+    office::assert_nothing_lost(&office.central, &office.site, &[]);
+}
+
+/// Waits until neither side has said anything for a second.
+fn wait_for_silence(office: &Office) {
+    let said = || {
+        let carried = office.wire.carried();
+        (carried.datagrams_up.load(Ordering::SeqCst), carried.datagrams_down.load(Ordering::SeqCst))
+    };
+    let mut last = (said(), Instant::now());
+    wait_for("nothing is said for a second", SOON, || {
+        if last.0 != said() {
+            last = (said(), Instant::now());
+        }
+        if last.1.elapsed() > Duration::from_secs(1) { Ok(()) } else { Err(json!(last.0)) }
+    });
+}
+
 /// What got an answer, to be found again.
 #[derive(Default)]
 struct Answered {

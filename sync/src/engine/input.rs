@@ -111,6 +111,9 @@ pub enum Input {
         /// Its last position now.
         end: u64,
     },
+    /// Somebody at central's address says that central was started anew: a site with a session sends something over it
+    /// now, and so finds out. Nothing proves it, so nothing else follows from it.
+    Knocked,
     /// What a site tells of itself from now on.
     Telemetry(Telemetry),
     /// Answer to [`super::Output::Open`].

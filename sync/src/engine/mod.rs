@@ -138,6 +138,11 @@ impl Engine {
                     session.handle_changed(now, end, &mut self.outputs);
                 }
             }
+            Input::Knocked => {
+                for session in self.sessions.values_mut() {
+                    session.handle_knocked(now, self.heartbeat, &self.telemetry, &mut self.outputs);
+                }
+            }
             Input::Telemetry(telemetry) => self.telemetry = telemetry,
             Input::Opened { connection, standing } => {
                 if let Greeting::Restored(reason) = &standing.greeting {

@@ -582,6 +582,37 @@ fn p3_silence_turns_the_link_degraded_then_offline_and_back() {
 }
 
 #[test]
+fn t2_a_site_with_a_session_beats_when_it_is_knocked_at() {
+    let mut pair = Pair::new();
+    let telemetry = Telemetry { uptime_s: 7, ..Telemetry::default() };
+    let knock = |pair: &mut Pair| {
+        let now = pair.moment();
+        pair.site.handle(now, Input::Telemetry(telemetry.clone()));
+        pair.site.handle(now, Input::Knocked);
+        pair.central.handle(now, Input::Knocked);
+        let outputs = [&mut pair.site, &mut pair.central].map(|it| it.poll());
+        (outputs, pair.site.poll_timeout())
+    };
+    let dials_at_once = Some(Duration::ZERO);
+    assert_eq!(knock(&mut pair), ([None, None], dials_at_once), "there is no session yet");
+
+    pair.run(seconds(10));
+    let ([beat, none], next) = knock(&mut pair);
+    let connection = pair.open.expect("a session");
+    let bytes =
+        wire::encode(&Message::Heartbeat { clock: pair.moment().wall, telemetry: Some(telemetry.clone()) });
+    assert_eq!((beat, none), (Some(Output::Send { connection, bytes }), None), "central beats for nobody");
+    assert_eq!(next, Some(pair.now + HEARTBEAT), "the rhythm goes on from there");
+
+    pair.cut();
+    pair.site.poll();
+    pair.central.poll();
+    let (outputs, dials_at) = knock(&mut pair);
+    assert_eq!(outputs, [None, None]);
+    assert!(dials_at > Some(pair.now), "nobody dials earlier because of a knock: {dials_at:?}");
+}
+
+#[test]
 fn p15_an_acknowledgement_that_overtakes_the_own_replica_is_no_sign_of_a_fork() {
     let (connection, life) = (Connection(1), Incarnation([8; 16]));
     let now = Moment { elapsed: Duration::ZERO, wall: Timestamp(1) };

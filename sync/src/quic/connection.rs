@@ -17,7 +17,10 @@ use quinn::{ConnectionError, VarInt};
 use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 
-use super::tcp::{self, Tcp};
+use super::{
+    knock::UdpPath,
+    tcp::{self, Tcp},
+};
 
 /// Priority of blob streams; others have 0, and higher goes first.
 pub(super) const BLOB_PRIORITY: i32 = -10;
@@ -80,6 +83,16 @@ impl Connection {
         match &self.0 {
             Carrier::Quic(connection) => connection.remote_address(),
             Carrier::Tcp(connection) => connection.remote_address(),
+        }
+    }
+
+    /// Both ends, where UDP carries it; the peer's may change while it lasts.
+    pub fn udp_path(&self) -> Option<UdpPath> {
+        match &self.0 {
+            Carrier::Quic(connection) => {
+                Some(UdpPath { local: connection.local_ip(), remote: connection.remote_address() })
+            }
+            Carrier::Tcp(_) => None,
         }
     }
 

@@ -8,10 +8,12 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::{mpsc, watch};
 
+use super::UdpPath;
 use super::choice;
 use super::connection::{Connection as Link, RecvStream, SendStream, Transport};
 use super::endpoint;
@@ -139,6 +141,7 @@ impl<H: Host> Driver<H> {
     }
 
     async fn run(mut self, mut inputs: Inputs, mut sessions: Option<mpsc::Receiver<(SiteId, Link)>>) {
+        let ear = self.dialer.as_ref().map(|dialer| Arc::clone(&dialer.endpoint.ear));
         loop {
             while let Some(output) = self.engine.poll() {
                 self.perform(output);
@@ -160,6 +163,12 @@ impl<H: Host> Driver<H> {
                     None => std::future::pending().await,
                 }
             };
+            let knocked = async {
+                match &ear {
+                    Some(ear) => ear.knocked().await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 input = inputs.recv() => match input {
                     Some(input) => self.handle(input),
@@ -172,6 +181,10 @@ impl<H: Host> Driver<H> {
                     Some((site, link)) => self.await_control(site, link),
                     None => return,
                 },
+                () = knocked => {
+                    tracing::info!("central knocks: it was started anew");
+                    self.handle(Input::Knocked);
+                }
                 () = sleep => self.handle(Input::Timeout),
             }
         }
@@ -205,6 +218,14 @@ impl<H: Host> Driver<H> {
                 }
             }
             other => self.host.perform(other, &self.feed),
+        }
+    }
+
+    /// Only who is at the other end of the session may knock. Whoever runs over TCP needs none: the sockets of a
+    /// central that dies are reset.
+    fn listen_to(&self, path: Option<UdpPath>) {
+        if let Some(dialer) = &self.dialer {
+            dialer.endpoint.ear.listen_to(path.map(|path| path.remote));
         }
     }
 
@@ -255,6 +276,7 @@ impl<H: Host> Driver<H> {
             Event::Dialed(Ok((link, send, receive))) => {
                 tracing::info!(central = %link.remote_address(), transport = %link.transport(), "connected");
                 self.watch_for_udp(&link);
+                self.listen_to(link.udp_path());
                 let connection = self.open(Origin::Central, link, send, receive);
                 self.handle(Input::Dialed { connection });
             }
@@ -278,6 +300,7 @@ impl<H: Host> Driver<H> {
                         self.host.turned_away(peer, code, &words);
                     }
                     if !self.lines.values().any(|(other, _)| *other == peer) {
+                        self.listen_to(None);
                         self.host.connection(peer, None);
                     }
                     let jitter = self.jitter();

@@ -2,9 +2,10 @@
 //!
 //! Central opens a [`Listener`] on one port, UDP and TCP; each datagram flow or TCP connection that wants in
 //! becomes a [`Newcomer`], and [`Newcomer::admit`] makes a [`Guest`] of it or says why not. A site opens one
-//! [`Endpoint`] with [`client`] and [`dial`]s with it over what passes. [`Keys`] outlive the process: with them a restarted program answers packets of
-//! connections it no longer knows by a stateless reset (RFC 9000 §10.3), so the other side dials again at
-//! its next packet, at the latest after [`KEEP_ALIVE`], instead of waiting for [`IDLE`] to pass.
+//! [`Endpoint`] with [`client`] and [`dial`]s with it over what passes. [`Keys`] outlive the process: with them a
+//! restarted program answers packets of connections it no longer knows by a stateless reset (RFC 9000 §10.3), so the
+//! other side dials again at its next packet, at the latest after [`KEEP_ALIVE`], instead of waiting for [`IDLE`] to pass. A central that starts
+//! [`knock`](Listener::knock)s where its sites were, and they send that packet at once.
 //!
 //! Deliberately absent: 0-RTT, and a key for connection ids. Ids are random and any id of the right length
 //! may be reset, which the reset key alone suffices for; a reset is always smaller than its cause and they
@@ -18,7 +19,8 @@ use std::{
 };
 
 use quinn::{
-    ConnectError, ConnectionError, ConnectionId, ConnectionIdGenerator, EndpointConfig, TransportConfig,
+    AsyncUdpSocket, ConnectError, ConnectionError, ConnectionId, ConnectionIdGenerator, EndpointConfig,
+    Runtime, TransportConfig,
     crypto::{AeadKey, CryptoError, HandshakeTokenKey, HmacKey, rustls::HandshakeData},
 };
 use socket2::{Domain, Protocol as IpProtocol, Socket, Type};
@@ -26,7 +28,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tracing::{debug, warn};
 
 use super::{
-    CloseCode, Connection, ENROLMENT, SESSION, choice,
+    CloseCode, Connection, ENROLMENT, SESSION, UdpPath, choice,
+    knock::{self, Ear},
     tcp::{
         CONTENT, Lifeline,
         door::{Caller, Door},
@@ -73,6 +76,9 @@ const CONNECTION_ID_LENGTH: usize = 8;
 
 /// At most one stateless reset per this interval: a thousand sites are reset within a second.
 const RESET_INTERVAL: Duration = Duration::from_millis(1);
+
+/// Time between two knocks of central: what they bring is answered as fast as resets go out.
+pub const KNOCK_INTERVAL: Duration = RESET_INTERVAL;
 
 /// Secrets of an endpoint that must survive a restart. Made once from given entropy, kept in a file with
 /// mode 0600.
@@ -162,6 +168,8 @@ const PORTS: usize = 16;
 /// Central's endpoint.
 pub struct Listener {
     endpoint: quinn::Endpoint,
+    /// The endpoint's own, beside it.
+    socket: Arc<dyn AsyncUdpSocket>,
     door: Door,
     /// TLS over TCP for the next caller; QUIC's stands in its endpoint.
     tcp: Mutex<Arc<rustls::ServerConfig>>,
@@ -185,11 +193,11 @@ impl Listener {
     /// # Errors
     /// When the address cannot be bound, for one or the other.
     pub fn bind(address: SocketAddr, tls: tls::Server, keys: Keys, limits: Limits) -> io::Result<Self> {
-        let (endpoint, door) = bind_both(address, &tls, &keys, limits)?;
+        let (endpoint, socket, door) = bind_both(address, &tls, &keys, limits)?;
         let handshakes = Arc::new(Semaphore::new(limits.handshakes));
         let enrolments = Arc::new(Semaphore::new(limits.enrolments));
         let (tcp, lifeline) = (Mutex::new(tls.tcp), watch::Sender::default());
-        Ok(Self { endpoint, door, tcp, lifeline, keys, limits, handshakes, enrolments })
+        Ok(Self { endpoint, socket, door, tcp, lifeline, keys, limits, handshakes, enrolments })
     }
 
     /// The address bound, UDP and TCP alike, with the port that the system chose if none was given.
@@ -234,6 +242,16 @@ impl Listener {
 
     fn newcomer(&self, via: Via) -> Newcomer {
         Newcomer { via, enrolments: self.enrolments.clone() }
+    }
+
+    /// Knocks at a site that had a session in an earlier life of this program, from the address that the site
+    /// knows. If it has not noticed yet that central was restarted, it does so now. Leave [`KNOCK_INTERVAL`]
+    /// between two.
+    ///
+    /// # Errors
+    /// When the socket is gone.
+    pub async fn knock(&self, at: &UdpPath) -> io::Result<()> {
+        knock::send(&self.socket, at).await
     }
 
     /// Tells all peers that this program stops, and waits until they were told.
@@ -399,6 +417,7 @@ impl Via {
 #[derive(Clone, Debug)]
 pub struct Endpoint {
     pub(super) quic: quinn::Endpoint,
+    pub(super) ear: Arc<Ear>,
     pub(super) memory: Arc<choice::Memory>,
     lifeline: Arc<watch::Sender<Option<(CloseCode, &'static str)>>>,
 }
@@ -419,8 +438,9 @@ impl Endpoint {
 /// # Errors
 /// When the address cannot be bound.
 pub fn client(bind: SocketAddr, keys: &Keys) -> io::Result<Endpoint> {
-    let quic = endpoint(bind, None, keys)?;
-    Ok(Endpoint { quic, memory: Arc::default(), lifeline: Arc::default() })
+    let ear = Arc::new(Ear::new(socket(bind)?));
+    let quic = endpoint(Arc::clone(&ear) as Arc<dyn AsyncUdpSocket>, None, keys)?;
+    Ok(Endpoint { quic, ear, memory: Arc::default(), lifeline: Arc::default() })
 }
 
 pub use choice::dial;
@@ -530,14 +550,15 @@ fn bind_both(
     tls: &tls::Server,
     keys: &Keys,
     limits: Limits,
-) -> io::Result<(quinn::Endpoint, Door)> {
+) -> io::Result<(quinn::Endpoint, Arc<dyn AsyncUdpSocket>, Door)> {
     let mut tries = if address.port() == 0 { PORTS } else { 1 };
     loop {
         tries -= 1;
-        let endpoint = endpoint(address, Some(server_config(tls, keys)), keys)?;
+        let socket = socket(address)?;
+        let endpoint = endpoint(Arc::clone(&socket), Some(server_config(tls, keys)), keys)?;
         let bound = endpoint.local_addr()?;
         match Door::bind(bound, limits.tcp_handshakes, limits.tcp_handshakes_per_address) {
-            Ok(door) => return Ok((endpoint, door)),
+            Ok(door) => return Ok((endpoint, socket, door)),
             Err(error) if error.kind() == io::ErrorKind::AddrInUse && tries > 0 => {}
             Err(error) => {
                 return Err(io::Error::new(error.kind(), format!("TCP port {}: {error}", bound.port())));
@@ -547,17 +568,19 @@ fn bind_both(
 }
 
 fn endpoint(
-    bind: SocketAddr,
+    socket: Arc<dyn AsyncUdpSocket>,
     server: Option<quinn::ServerConfig>,
     keys: &Keys,
 ) -> io::Result<quinn::Endpoint> {
     let mut config = EndpointConfig::new(Arc::new(ResetKey(keys.reset)));
     config.cid_generator(|| Box::new(RandomIds));
     config.min_reset_interval(RESET_INTERVAL);
-    quinn::Endpoint::new(config, server, socket(bind)?, Arc::new(quinn::TokioRuntime))
+    // Peers may then clear the bit that tells a QUIC packet from anything else (RFC 9287).
+    config.grease_quic_bit(false);
+    quinn::Endpoint::new_with_abstract_socket(config, server, socket, Arc::new(quinn::TokioRuntime))
 }
 
-fn socket(bind: SocketAddr) -> io::Result<std::net::UdpSocket> {
+fn socket(bind: SocketAddr) -> io::Result<Arc<dyn AsyncUdpSocket>> {
     let socket = Socket::new(Domain::for_address(bind), Type::DGRAM, Some(IpProtocol::UDP))?;
     if bind.is_ipv6()
         && let Err(error) = socket.set_only_v6(false)
@@ -567,7 +590,7 @@ fn socket(bind: SocketAddr) -> io::Result<std::net::UdpSocket> {
     enlarge(&socket, "receive", Socket::set_recv_buffer_size, Socket::recv_buffer_size);
     enlarge(&socket, "send", Socket::set_send_buffer_size, Socket::send_buffer_size);
     socket.bind(&bind.into())?;
-    Ok(socket.into())
+    quinn::TokioRuntime.wrap_udp_socket(socket.into())
 }
 
 /// Asks for larger buffers and says when the system gave less. Never an error: small buffers are only slow.

@@ -1,8 +1,9 @@
 //! The one part of this crate that touches a socket: QUIC with mutual TLS.
 //!
 //! From the ground up: [`tls`] says who may speak to whom, [`endpoint`] owns the UDP socket and lets peers
-//! in, [`connection`] is what a session runs over, [`stream`] cuts streams into frames and carries blobs, [`enrol`] is how a site gets its certificate;
-//! [`driver`] runs the engine over it, fed by `feed`, speaking through `line`.
+//! in, `knock` is how a central that starts is noticed, [`connection`] is what a session runs over, [`stream`] cuts
+//! streams into frames and carries blobs, [`enrol`] is how a site gets its certificate; [`driver`] runs the engine
+//! over it, fed by `feed`, speaking through `line`.
 //! Two protocols share the port, told apart by ALPN: [`SESSION`] between an enrolled site and central, and
 //! [`ENROLMENT`] for a machine that has no valid certificate yet.
 //!
@@ -17,6 +18,8 @@ pub mod connection;
 mod tcp;
 
 mod choice;
+
+mod knock;
 
 pub mod endpoint;
 
@@ -34,6 +37,7 @@ use quinn::{ConnectionError, VarInt};
 
 pub use connection::{Connection, RecvStream, SendStream, Transport};
 pub use endpoint::Endpoint;
+pub use knock::UdpPath;
 
 /// ALPN of a session between a site and central (RFC 7301).
 pub const SESSION: &[u8] = b"holdfast/1";

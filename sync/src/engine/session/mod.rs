@@ -286,10 +286,33 @@ impl Session {
             return;
         }
         if self.beats() && now.elapsed >= self.heartbeat_at {
-            self.heartbeat_at = now.elapsed + heartbeat;
-            self.send(&Message::Heartbeat { clock: now.wall, telemetry: telemetry.cloned() }, outputs);
+            self.beat(now, heartbeat, telemetry.cloned(), outputs);
         }
         self.compare_when_due(now, outputs);
+    }
+
+    /// A site beats at once. A central that knows the session answers as ever, and one that does not resets it.
+    pub(super) fn handle_knocked(
+        &mut self,
+        now: Moment,
+        heartbeat: Duration,
+        telemetry: &Telemetry,
+        outputs: &mut VecDeque<Output>,
+    ) {
+        if self.beats() && self.phase == Phase::Up {
+            self.beat(now, heartbeat, Some(telemetry.clone()), outputs);
+        }
+    }
+
+    fn beat(
+        &mut self,
+        now: Moment,
+        heartbeat: Duration,
+        telemetry: Option<Telemetry>,
+        outputs: &mut VecDeque<Output>,
+    ) {
+        self.heartbeat_at = now.elapsed + heartbeat;
+        self.send(&Message::Heartbeat { clock: now.wall, telemetry }, outputs);
     }
 
     pub(super) fn handle_message(

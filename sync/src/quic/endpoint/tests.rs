@@ -50,7 +50,7 @@ struct Mortal {
 
 impl Mortal {
     #[expect(clippy::disallowed_methods, reason = "only the end of a thread ends a program without a word")]
-    fn live(tls: tls::Server, at: SocketAddr, keys: Keys) -> Self {
+    fn live(tls: tls::Server, at: SocketAddr, keys: Keys, knock_at: Option<UdpPath>) -> Self {
         let (born, address) = mpsc::channel();
         let (kill, killed) = mpsc::channel();
         let thread = thread::spawn(move || {
@@ -58,6 +58,9 @@ impl Mortal {
             runtime.spawn(async move {
                 let listener = Listener::bind(at, tls, keys, Limits::default()).unwrap();
                 born.send(listener.local_address().unwrap()).unwrap();
+                if let Some(site) = knock_at {
+                    listener.knock(&site).await.unwrap();
+                }
                 let mut guests = Vec::new();
                 while let Some(newcomer) = listener.accept().await {
                     guests.push(newcomer.admit(|| NOW).await);
@@ -80,25 +83,40 @@ impl Mortal {
 }
 
 /// Connects a site, restarts central with `after` as its keys, and returns how the site's connection
-/// ended and how long after the restart.
+/// ended and how long after the restart. Every restart has a `host` of its own, so that no other test gets the port
+/// in between. With `knocks`, central knocks at the site when it is back.
 #[expect(clippy::disallowed_methods, reason = "measures how long the site was in the dark")]
-async fn restart(after: Keys, keep_alive: Duration, idle: Duration) -> (ConnectionError, Duration) {
+async fn restart(
+    host: u8,
+    after: Keys,
+    keep_alive: Duration,
+    idle: Duration,
+    knocks: bool,
+) -> (ConnectionError, Duration) {
     let authority = Authority::new("fleet");
-    // An address of its own, so that no other test gets the port in between.
-    let own_host = SocketAddr::from(([127, 0, 0, 77], 0));
+    let own_host = SocketAddr::from(([127, 0, 0, host], 0));
     let certificates = [authority.certificate()];
     let server = tls::server_config(authority.server(CENTRAL_NAME), &certificates, clock_at(NOW)).unwrap();
     let tls = tls::client_config(authority.site(SITE), &certificates, Protocol::Session, clock_at(NOW));
 
-    let central = Mortal::live(server.clone(), own_host, keys(1));
+    let central = Mortal::live(server.clone(), own_host, keys(1), None);
     let address = central.address;
     let mut config = quinn::ClientConfig::new(tls.unwrap().quic);
     config.transport_config(transport(keep_alive, idle));
     let site = client(loopback(), &keys(2)).unwrap();
     let connection = site.quic.connect_with(config, address, CENTRAL_NAME).unwrap().await.unwrap();
+    // As the driver and the engine do it.
+    site.ear.listen_to(Some(connection.remote_address()));
+    let (ear, session) = (Arc::clone(&site.ear), connection.clone());
+    tokio::spawn(async move {
+        ear.knocked().await;
+        let (mut stream, _answers) = session.open_bi().await.unwrap();
+        stream.write_all(&[0; 64]).await.unwrap();
+    });
     central.die();
 
-    let central = Mortal::live(server, address, after);
+    let path = UdpPath { local: Some(address.ip()), remote: site.quic.local_addr().unwrap() };
+    let central = Mortal::live(server, address, after, knocks.then_some(path));
     let begun = Instant::now();
     let ended = connection.closed().await;
     let elapsed = begun.elapsed();
@@ -108,14 +126,23 @@ async fn restart(after: Keys, keep_alive: Duration, idle: Duration) -> (Connecti
 
 #[tokio::test]
 async fn t2_a_site_notices_at_its_next_packet_that_central_was_restarted() {
-    let (ended, elapsed) = restart(keys(1), Duration::from_millis(20), IDLE).await;
+    let (ended, elapsed) = restart(77, keys(1), Duration::from_millis(20), IDLE, false).await;
     println!("connection ended {elapsed:?} after the restart: {ended}");
     assert_eq!(ended, ConnectionError::Reset);
     assert!(elapsed < IDLE / 4, "{elapsed:?}");
 
-    let (ended, elapsed) = restart(keys(3), Duration::from_millis(20), Duration::from_millis(600)).await;
+    let (ended, elapsed) =
+        restart(78, keys(3), Duration::from_millis(20), Duration::from_millis(600), false).await;
     println!("with other keys it ended after {elapsed:?}: {ended}");
     assert_eq!(ended, ConnectionError::TimedOut, "only the persisted keys make the difference");
+}
+
+#[tokio::test]
+async fn t2_an_idle_site_notices_a_restarted_central_that_knocks() {
+    let (ended, elapsed) = restart(79, keys(1), KEEP_ALIVE, IDLE, true).await;
+    println!("connection ended {elapsed:?} after the restart: {ended}");
+    assert_eq!(ended, ConnectionError::Reset);
+    assert!(elapsed < KEEP_ALIVE / 2, "{elapsed:?}");
 }
 
 #[tokio::test]
