@@ -19,4 +19,5 @@ mod garbage;
 mod kills;
 mod central_restart;
 mod udp_blocked;
+mod quota;
 mod forged;
