@@ -46,6 +46,19 @@ pub(crate) struct Position {
     pub(crate) directory: u64,
 }
 
+/// What was found out of the peer whose items are taken over, and is not asked again for each of them. Whatever
+/// changes any of it begins it anew.
+#[derive(Debug, Default)]
+pub(crate) struct Known {
+    position: Option<Position>,
+    /// What a site is called, and the newest settings epoch that it had acknowledged at the position.
+    site: Option<(Position, String, u64)>,
+    /// Who an actor belongs to; that never changes.
+    actor: Option<(Vec<u8>, Origin)>,
+    /// An epoch that was seen of a site.
+    epoch: Option<(SiteId, u64)>,
+}
+
 /// Judges the changes of one document that one site delivers.
 pub(crate) struct Judge<'c> {
     sql: &'c Connection,
@@ -109,13 +122,49 @@ impl Judge<'_> {
 impl<'t> Tx<'t> {
     /// Where the log of `peer` stands, for changes that arrive next.
     pub(crate) fn position(&self, peer: Origin) -> Result<Position, StoreError> {
+        let known = self.known(|known| known.position.filter(|position| position.peer == peer));
+        if let Some(position) = known {
+            return Ok(position);
+        }
         let found: Option<[i64; 3]> = self
             .sql
             .prepare_cached("SELECT epoch, known, directory_known FROM peers WHERE peer = ?1")?
             .query_row([peer.to_string()], |row| Ok([row.get(0)?, row.get(1)?, row.get(2)?]))
             .optional()?;
         let [epoch, known, directory] = found.unwrap_or_default().map(i64::unsigned_abs);
-        Ok(Position { peer, epoch, known, directory })
+        let position = Position { peer, epoch, known, directory };
+        self.know(|known| known.position = Some(position));
+        Ok(position)
+    }
+
+    fn known<T>(&self, read: impl FnOnce(&Known) -> Option<T>) -> Option<T> {
+        self.known.borrow().as_ref().and_then(read)
+    }
+
+    fn know(&self, note: impl FnOnce(&mut Known)) {
+        if let Some(known) = self.known.borrow_mut().as_mut() {
+            note(known);
+        }
+    }
+
+    /// What the site is called, for people, and the newest settings epoch that it had acknowledged at `from`.
+    fn described(&self, site: SiteId, from: Position) -> Result<(String, u64), StoreError> {
+        let known = self.known(|known| {
+            let (_, name, epoch) = known.site.as_ref().filter(|(position, ..)| *position == from)?;
+            Some((name.clone(), *epoch))
+        });
+        if let Some(described) = known {
+            return Ok(described);
+        }
+        let name: Option<String> = self
+            .sql
+            .prepare_cached("SELECT name FROM view_sites WHERE id = ?1 AND name != ''")?
+            .query_row([site.as_bytes()], |row| row.get(0))
+            .optional()?;
+        let name = name.unwrap_or_else(|| format!("site {site}"));
+        let epoch = self.known_epoch(site, from)?;
+        self.know(|known| known.site = Some((from, name.clone(), epoch)));
+        Ok((name, epoch))
     }
 
     /// At central: what the site delivers from here on it wrote knowing our log up to `position`. It cannot know
@@ -164,11 +213,7 @@ impl<'t> Tx<'t> {
         seals: &[Option<Seal>],
     ) -> Result<Option<Judge<'t>>, StoreError> {
         let (Origin::Central, Origin::Site(site)) = (self.state.origin, from.peer) else { return Ok(None) };
-        let name: Option<String> = self
-            .sql
-            .prepare_cached("SELECT name FROM view_sites WHERE id = ?1 AND name != ''")?
-            .query_row([site.as_bytes()], |row| row.get(0))
-            .optional()?;
+        let (name, acknowledged) = self.described(site, from)?;
         // What we told once was judged once, and so was what we wrote it upon.
         let mut sealed = BTreeSet::new();
         if seals.iter().any(Option::is_some) {
@@ -186,8 +231,8 @@ impl<'t> Tx<'t> {
         Ok(Some(Judge {
             sql: self.sql,
             site,
-            name: name.unwrap_or_else(|| format!("site {site}")),
-            epoch: from.epoch.max(self.known_epoch(site, from)?),
+            name,
+            epoch: from.epoch.max(acknowledged),
             released: self.is_released(from, site, id)?,
             beyond: self.is_beyond(site, id.into())?,
             sealed,
@@ -207,7 +252,14 @@ impl<'t> Tx<'t> {
         }
         // Everybody who passed writes in his own name, also in what central told once.
         if let Some(first) = verified.writes.first() {
-            register(self.sql, verified.change.actor_id().to_bytes(), first.written.site)?;
+            let owned = (verified.change.actor_id().to_bytes(), first.written.site);
+            let is_known = |known: &Known| {
+                known.actor.as_ref().map(|(actor, owner)| (actor.as_slice(), *owner) == owned)
+            };
+            if self.known(is_known) != Some(true) {
+                register(self.sql, owned.0, owned.1)?;
+                self.know(|known| known.actor = Some((owned.0.to_vec(), owned.1)));
+            }
             if let Origin::Site(site) = first.written.site {
                 self.see_epoch(site, first.written.policy_epoch)?;
             }
@@ -229,15 +281,18 @@ impl<'t> Tx<'t> {
         self.sql
             .prepare_cached("UPDATE peers SET epoch = max(epoch, ?2) WHERE peer = ?1")?
             .execute(params![Origin::Site(site).to_string(), signed(epoch)])?;
+        self.know(|known| *known = Known::default());
         Ok(())
     }
 
     /// Keeps that there is such an epoch of a site, because somebody told of it: central may have made it in a
     /// life that is gone, and never makes it again. What no central would have reached is not believed.
     pub(crate) fn see_epoch(&self, site: SiteId, epoch: u64) -> Result<(), StoreError> {
-        if epoch > MAX_SEEN {
+        let known = self.known(|known| known.epoch.filter(|(of, _)| *of == site));
+        if epoch > MAX_SEEN || known.is_some_and(|(_, seen)| seen >= epoch) {
             return Ok(());
         }
+        self.know(|known| known.epoch = Some((site, epoch)));
         let peer = Origin::Site(site).to_string();
         let seen = "SELECT 1 FROM peers WHERE peer = ?1 AND seen_epoch >= ?2";
         if self.sql.prepare_cached(seen)?.exists(params![peer, signed(epoch)])? {
@@ -274,6 +329,7 @@ impl<'t> Tx<'t> {
                 effective.autonomy.as_str(),
                 signed(log::end(self.sql, Origin::Site(site))?)
             ])?;
+        self.know(|known| *known = Known::default());
         Ok(())
     }
 }

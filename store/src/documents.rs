@@ -86,7 +86,11 @@ impl Tx<'_> {
         upto: u64,
     ) -> Result<Admitted, StoreError> {
         let doc = self.ensure(kind, id, Some(peer))?;
-        if self.kind_of(doc)? != kind {
+        let known = match self.state.open.get(doc) {
+            Some(document) => document.kind(),
+            None => self.kind_of(doc)?,
+        };
+        if known != kind {
             for bytes in batch {
                 self.quarantine(kind, id, peer, bytes, false, "the document is of another kind")?;
             }
@@ -156,7 +160,7 @@ impl Tx<'_> {
             match outcome {
                 Outcome::Accept(verified) => {
                     let change = self.insert_change(doc, &verified.change, Some(peer))?;
-                    self.keep_seal(change, *seal)?;
+                    self.keep_seal(change.row, *seal)?;
                     self.know_again((kind, id), &verified)?;
                     fresh.push(change);
                     admitted.accepted += 1;
@@ -336,26 +340,21 @@ impl Tx<'_> {
         doc: i64,
         change: &Change,
         source: Option<Origin>,
-    ) -> Result<i64, StoreError> {
+    ) -> Result<Fresh, StoreError> {
+        let hash = change.hash().0;
         self.sql
             .prepare_cached("INSERT INTO changes (doc, hash, source, bytes) VALUES (?1, ?2, ?3, ?4)")?
-            .execute(params![
-                doc,
-                change.hash().0,
-                source.map(|peer| peer.to_string()),
-                change.raw_bytes()
-            ])?;
-        Ok(self.sql.last_insert_rowid())
+            .execute(params![doc, hash, source.map(|peer| peer.to_string()), change.raw_bytes()])?;
+        Ok(Fresh { row: self.sql.last_insert_rowid(), hash, source })
     }
 
     /// Everything that follows from new changes of a document, in the same transaction: heads, derived
     /// rows, scope and logs, compaction.
-    pub(crate) fn finish(&mut self, doc: i64, kind: Kind, changes: &[i64]) -> Result<(), StoreError> {
-        let document = self.state.open.get(doc).expect("the document was written").clone();
-        let by = self.given.by.clone();
+    pub(crate) fn finish(&mut self, doc: i64, kind: Kind, changes: &[Fresh]) -> Result<(), StoreError> {
+        let document = self.state.open.share(doc).expect("the document was written");
         let (mut held, is_dropped) = held_of(self.sql, doc)?;
         for change in changes {
-            held.add(&crate::log::change_hash(self.sql, *change)?);
+            held.add(&change.hash);
         }
         self.sql
             .prepare_cached(
@@ -368,7 +367,7 @@ impl Tx<'_> {
                 signed(held.changes),
                 held.sum.to_be_bytes(),
                 signed(self.given.now.0),
-                by
+                self.given.by
             ])?;
         let node = (kind == Kind::Node).then(|| view::nodes::row(&document));
         match &node {
@@ -530,9 +529,21 @@ impl Tx<'_> {
         }
         drop(rows);
         drop(statement);
-        self.sql.prepare_cached("DELETE FROM parked WHERE id = ?1")?.execute([id.as_bytes()])?;
+        if !runs.is_empty() {
+            self.sql.prepare_cached("DELETE FROM parked WHERE id = ?1")?.execute([id.as_bytes()])?;
+        }
         Ok(runs)
     }
+}
+
+/// A change that became part of a document just now.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Fresh {
+    /// Its row.
+    pub(crate) row: i64,
+    pub(crate) hash: [u8; 32],
+    /// The peer that delivered it.
+    pub(crate) source: Option<Origin>,
 }
 
 /// A change as a peer brought it, with what central put beside it.
@@ -585,10 +596,7 @@ pub(crate) fn load(
         .prepare_cached("SELECT upto, bytes FROM snapshots WHERE doc = ?1")?
         .query_row([doc], |row| Ok((row.get(0)?, row.get(1)?)))
         .optional()?;
-    let (upto, mut document) = match snapshot {
-        Some((upto, bytes)) => (upto, Document::load(kind, id, &bytes)?),
-        None => (0, Document::new(kind, id)),
-    };
+    let upto = snapshot.as_ref().map_or(0, |(upto, _)| *upto);
     let mut tail =
         sql.prepare_cached("SELECT bytes FROM changes WHERE doc = ?1 AND change > ?2 ORDER BY change")?;
     let mut rows = tail.query(params![doc, upto])?;
@@ -598,8 +606,12 @@ pub(crate) fn load(
             .map_err(|error| StoreError::Malformed { what: "stored change", why: error.to_string() })?;
         changes.push(change);
     }
-    // At once: one by one each costs as much as ten.
-    document.apply_all(changes)?;
+    let Some((_, bytes)) = snapshot else { return Ok(Document::of(kind, id, changes)?) };
+    let mut document = Document::load(kind, id, &bytes)?;
+    if !changes.is_empty() {
+        // At once: one by one each costs as much as ten.
+        document.apply_all(changes)?;
+    }
     Ok(document)
 }
 

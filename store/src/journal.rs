@@ -62,28 +62,40 @@ impl Tx<'_> {
 
     /// Takes over an entry of a peer's stream after checking that it continues the chain. One that is here
     /// already changes nothing; one that does not fit is set aside, and what follows it (see `chains`).
+    ///
+    /// `good` is the head of the chain that the entry before continued, with nothing of the stream touched since,
+    /// and becomes the new one: what comes in one batch is compared with what came just now.
     pub(crate) fn take_entry(
         &mut self,
         peer: Origin,
         stream: Stream,
         bytes: &[u8],
+        good: &mut Option<Head>,
     ) -> Result<(), StoreError> {
+        let before = good.take();
         let entry = match chain::decode(bytes) {
             Ok(entry) => entry,
             Err(error) => return self.break_chain(peer, stream, None, bytes, &error),
         };
-        let last = head_of(self.sql, stream, entry.incarnation)?;
-        // What comes next can be neither here nor past.
-        let is_next = last.as_ref().is_some_and(|last| entry.seq == last.seq + 1);
-        if !is_next && self.was_here(stream, &entry, bytes)? {
-            return Ok(());
-        }
-        if self.is_broken(stream, entry.incarnation)? {
-            let reason = "it is of a chain that broke before";
-            return self.set_entry_aside(peer, entry.incarnation, bytes, reason);
-        }
-        let (entry, head) = match chain::follow(stream, last.as_ref(), bytes) {
-            Ok(follows) => follows,
+        let known = before.filter(|head| head.incarnation == entry.incarnation && entry.seq == head.seq + 1);
+        let last = match known {
+            Some(head) => Some(head),
+            None => {
+                let last = head_of(self.sql, stream, entry.incarnation)?;
+                // What comes next can be neither here nor past.
+                let is_next = last.as_ref().is_some_and(|last| entry.seq == last.seq + 1);
+                if !is_next && self.was_here(stream, &entry, bytes)? {
+                    return Ok(());
+                }
+                if self.is_broken(stream, entry.incarnation)? {
+                    let reason = "it is of a chain that broke before";
+                    return self.set_entry_aside(peer, entry.incarnation, bytes, reason);
+                }
+                last
+            }
+        };
+        let head = match chain::continues(stream, last.as_ref(), &entry, bytes) {
+            Ok(head) => head,
             Err(error) => {
                 // An entry of another stream says nothing about its chain in this one.
                 let named = (entry.stream == stream).then_some(entry.incarnation);
@@ -94,7 +106,9 @@ impl Tx<'_> {
             self.note_epoch(site, *epoch)?;
         }
         insert(self.sql, stream, &head, bytes)?;
-        self.chain_holds(peer)
+        *good = Some(head);
+        // After the first good one there is nothing to forgive.
+        if known.is_none() { self.chain_holds(peer) } else { Ok(()) }
     }
 
     /// Whether an entry is here, or was before its chain was trimmed.

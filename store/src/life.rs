@@ -12,6 +12,7 @@
 //! was restored knows its own log and its own changes again, whoever brings them back.
 
 use std::{
+    cell::RefCell,
     collections::{BTreeMap, BTreeSet},
     fs,
     io::Write as _,
@@ -131,6 +132,7 @@ fn note_life(sql: &Connection, state: &mut State, given: &Given, reason: String)
         author: None,
         touched: BTreeSet::new(),
         grown: BTreeMap::new(),
+        known: RefCell::new(None),
     };
     tx.journal(Event::LifeBegun { incarnation, reason })?;
     set_meta(sql, "clock", &state.clock.last().0.to_be_bytes())

@@ -5,7 +5,10 @@
 //!
 //! Deliberately absent: loading, which is `documents::load`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use sync::{document::Document, id::Origin};
 
@@ -37,7 +40,7 @@ struct Entry {
     /// Number of its last use.
     used: u64,
     bytes: usize,
-    document: Document,
+    document: Arc<Document>,
 }
 
 impl Open {
@@ -57,7 +60,13 @@ impl Open {
         self.used.remove(&entry.used);
         entry.used = self.uses;
         self.used.insert(self.uses, doc);
-        Some(&mut entry.document)
+        Some(Arc::make_mut(&mut entry.document))
+    }
+
+    /// The same to read it for as long as one likes, whatever becomes of it here: nothing is copied.
+    pub(crate) fn share(&mut self, doc: i64) -> Option<Arc<Document>> {
+        self.get(doc)?;
+        self.documents.get(&doc).map(|entry| Arc::clone(&entry.document))
     }
 
     /// Keeps a document as it is now. Those that were not used for longest go where all together take too much;
@@ -67,7 +76,7 @@ impl Open {
         self.uses += 1;
         let bytes = DOCUMENT + OPERATION * document.operations();
         self.bytes += bytes;
-        self.documents.insert(doc, Entry { used: self.uses, bytes, document });
+        self.documents.insert(doc, Entry { used: self.uses, bytes, document: Arc::new(document) });
         self.used.insert(self.uses, doc);
         while self.bytes > self.most
             && self.documents.len() > 1

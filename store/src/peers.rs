@@ -5,14 +5,16 @@ use sync::{
     document::Kind,
     engine::{Claim, Greeting},
     id::{DocumentId, Incarnation, Origin},
-    journal::{Event, Mark, Stream},
+    journal::{Event, Head, Mark, Stream},
     policy::{Reason, quota::Hold},
     time::{MAX_DRIFT, Timestamp},
     wire::{Cursor, Fingerprint, Gone, Item, Reset, Rolling, Seal, StreamHead, Stub, Telemetry},
 };
 
 use crate::{
-    StoreError, Tx, life,
+    StoreError, Tx,
+    authority::Known,
+    life,
     log::{self, signed},
     quarantine::{Aside, NOTHING},
 };
@@ -218,14 +220,16 @@ impl Tx<'_> {
                 why: format!("it begins at {from} and {} are here", cursor.position),
             });
         }
-        let (allowed, hold) = self.within_quota(peer, items)?;
-        let items = &items[..allowed];
+        let decoded: Vec<Result<Item, _>> = items.iter().map(|bytes| minicbor::decode(bytes)).collect();
+        let (allowed, hold) = self.within_quota(peer, items, &decoded)?;
         let before = self.ever_aside(peer)?;
         let mut run: Option<Run> = None;
+        let mut chain: Option<Head> = None;
+        self.known.replace(Some(Known::default()));
         let mut ours_came_back = false;
-        for bytes in items {
+        for (bytes, item) in items.iter().zip(decoded).take(allowed) {
             cursor = Cursor { position: cursor.position + 1, rolling: cursor.rolling.over(bytes) };
-            let item: Item = match minicbor::decode(bytes) {
+            let item = match item {
                 Ok(item) => item,
                 Err(error) => {
                     let aside = Aside { kind: NOTHING, id: DocumentId([0; 16]), denied: false, bytes };
@@ -233,7 +237,6 @@ impl Tx<'_> {
                     continue;
                 }
             };
-            let note = Note::of(&item);
             match (item.kind, item.document, item.change, item.entry) {
                 (Some(kind), Some(document), Some(change), _) => {
                     let Some(kind) = Kind::from_number(kind) else {
@@ -259,15 +262,19 @@ impl Tx<'_> {
                         (Origin::Site(site), _) => Stream::Down(site),
                         (Origin::Central, Origin::Central) => Stream::Central,
                     };
-                    self.take_entry(peer, stream, &entry)?;
+                    self.take_entry(peer, stream, &entry, &mut chain)?;
                 }
                 _ => {
                     ours_came_back |= self.take_run(run.take(), peer, cursor.position)?;
-                    self.take_note(peer, note)?;
+                    // It may say where the peer's chain goes on.
+                    chain = None;
+                    self.known.replace(Some(Known::default()));
+                    self.take_note(peer, Note::of(&Item { change: None, entry: None, ..item }))?;
                 }
             }
         }
         ours_came_back |= self.take_run(run, peer, cursor.position)?;
+        self.known.replace(None);
         crate::command::site::follow_epoch(self)?;
         self.outdate_agreement(peer)?;
         if self.ever_aside(peer)? > before {
@@ -313,6 +320,10 @@ impl Tx<'_> {
         if kind == Kind::Site {
             crate::command::site::follow_resumed(self, id.into())?;
             crate::command::site::settle_epoch(self, id.into())?;
+        }
+        if kind != Kind::Node {
+            // What a site may do stands in other documents.
+            self.known.replace(Some(Known::default()));
         }
         Ok(admitted.ours_came_back)
     }

@@ -36,12 +36,13 @@ impl Tx<'_> {
         &mut self,
         peer: Origin,
         items: &[Vec<u8>],
+        decoded: &[Result<Item, minicbor::decode::Error>],
     ) -> Result<(usize, Option<Hold>), StoreError> {
         let (Origin::Central, Origin::Site(site)) = (self.origin(), peer) else {
             return Ok((items.len(), None));
         };
         let quota = self.view().site(site)?.map_or_else(Quota::default, |row| row.effective.quota());
-        let (allowed, too_many) = self.within_documents(peer, &quota, items)?;
+        let (allowed, too_many) = self.within_documents(peer, &quota, decoded)?;
         let now = self.now();
         let used = self.state.quotas.0.entry(site).or_default();
         let (taken, too_much) = used.usage.take(now, &quota, items[..allowed].iter().map(Vec::len));
@@ -59,17 +60,14 @@ impl Tx<'_> {
         &self,
         peer: Origin,
         quota: &Quota,
-        items: &[Vec<u8>],
+        items: &[Result<Item, minicbor::decode::Error>],
     ) -> Result<(usize, Option<Hold>), StoreError> {
-        let mut wanted: BTreeSet<DocumentId> = BTreeSet::new();
+        let mut seen: BTreeSet<DocumentId> = BTreeSet::new();
         let mut firsts: Vec<usize> = Vec::new();
-        for (index, bytes) in items.iter().enumerate() {
-            // What cannot be decoded fails the batch later, in words.
-            let Ok(Item { document: Some(id), change: Some(_), .. }) = minicbor::decode::<Item>(bytes) else {
-                continue;
-            };
-            if !wanted.contains(&id) && self.find(id)?.is_none() {
-                wanted.insert(id);
+        for (index, item) in items.iter().enumerate() {
+            // What cannot be decoded is set aside later, in words.
+            let Ok(Item { document: Some(id), change: Some(_), .. }) = item else { continue };
+            if seen.insert(*id) && self.find(*id)?.is_none() {
                 firsts.push(index);
             }
         }

@@ -21,6 +21,7 @@ use sync::{
 
 use crate::{
     StoreError, Tx, directory,
+    documents::Fresh,
     log::{self, Row, signed},
     view::NodeRow,
 };
@@ -33,14 +34,10 @@ pub(crate) fn spread(
     kind: Kind,
     document: &Document,
     node: Option<&NodeRow>,
-    changes: &[i64],
+    changes: &[Fresh],
 ) -> Result<(), StoreError> {
     match tx.state.origin {
-        Origin::Site(_) => {
-            for change in changes {
-                tell_unless_source(tx, Origin::Central, *change)?;
-            }
-        }
+        Origin::Site(_) => tell_fresh(tx, Origin::Central, changes)?,
         Origin::Central => {
             if let Some(node) = node {
                 directory::note(tx, node)?;
@@ -49,20 +46,20 @@ pub(crate) fn spread(
             let wanted = sites_of(tx, kind, document, node, &before, changes)?;
             for site in &wanted {
                 enter_dependencies(tx, *site, kind, document)?;
-                enter(tx, *site, doc)?;
+                if !before.contains(site) {
+                    enter(tx, *site, doc)?;
+                }
             }
             for site in &before {
                 if is_bound(kind) && !wanted.contains(site) {
                     leave(tx, *site, doc, kind, document.id(), changes)?;
                     continue;
                 }
-                for change in changes {
-                    tell_unless_source(tx, Origin::Site(*site), *change)?;
-                }
+                tell_fresh(tx, Origin::Site(*site), changes)?;
             }
             // Whoever wrote into what is not in its scope holds a copy that leaves it again.
             if is_bound(kind) {
-                for site in writers(tx, changes)? {
+                for site in writers(changes) {
                     if !before.contains(&site) && !wanted.contains(&site) {
                         if kind == Kind::Node && directory::visited(tx, site, document.id().into())? {
                             // Whatever it knew of the machine once, it had forgotten.
@@ -106,7 +103,7 @@ fn sites_of(
     document: &Document,
     node: Option<&NodeRow>,
     before: &[SiteId],
-    changes: &[i64],
+    changes: &[Fresh],
 ) -> Result<Vec<SiteId>, StoreError> {
     Ok(match kind {
         Kind::Site => vec![document.id().into()],
@@ -132,7 +129,7 @@ fn sites_of(
             sites.extend(identity.newest().and_then(|side| side.written.site.site()));
             // It comes with the tasks that refer to it; one that came back to a central which was restored may
             // come after them.
-            if sites.is_empty() && !writers(tx, changes)?.is_empty() {
+            if sites.is_empty() && !writers(changes).is_empty() {
                 sites = tasks_of(tx, document.id())?;
             }
             sites.into_iter().collect()
@@ -212,18 +209,21 @@ fn enter(tx: &mut Tx<'_>, site: SiteId, doc: i64) -> Result<(), StoreError> {
              ON CONFLICT (peer, doc) DO UPDATE SET inside = 1, gone = NULL, doubt = 0",
         )?
         .execute(params![peer.to_string(), doc])?;
-    let all: Vec<i64> = {
-        let mut statement =
-            tx.sql.prepare_cached("SELECT change FROM changes WHERE doc = ?1 ORDER BY change")?;
-        let rows = statement.query_map([doc], |row| row.get(0))?;
+    // It may have been there and been evicted, with what the site wrote itself.
+    let is_new = before.is_none();
+    let rows: Vec<Row> = {
+        let mut statement = tx.sql.prepare_cached(
+            "SELECT change FROM changes WHERE doc = ?1 AND NOT (?3 AND source IS ?2) ORDER BY change",
+        )?;
+        let rows =
+            statement.query_map(params![doc, peer.to_string(), is_new], |row| row.get(0).map(Row::Change))?;
         rows.collect::<Result<_, _>>()?
     };
-    if before.is_some() {
-        // It was there and was evicted, with what the site wrote itself.
-        return tx.tell_all(peer, all.into_iter().map(Row::Change).collect());
+    if !rows.is_empty() {
+        tx.tell_all(peer, rows)?;
     }
-    for change in all {
-        tell_unless_source(tx, peer, change)?;
+    if before.is_some() {
+        return Ok(());
     }
     // What the site holds of it already, nobody knows: it is all there when it has everything.
     if in_doubt { unsettle(tx, peer) } else { Ok(()) }
@@ -300,7 +300,7 @@ fn leave(
     doc: i64,
     kind: Kind,
     id: DocumentId,
-    fresh: &[i64],
+    fresh: &[Fresh],
 ) -> Result<(), StoreError> {
     let peer = Origin::Site(site);
     let known: Option<(bool, i64)> = tx
@@ -309,7 +309,7 @@ fn leave(
         .query_row(params![peer.to_string(), doc], |row| Ok((row.get(0)?, row.get(1)?)))
         .optional()?;
     let (inside, upto) = known.unwrap_or((false, 0));
-    let oldest_fresh = fresh.iter().min().copied().unwrap_or(i64::MAX);
+    let oldest_fresh = fresh.iter().map(|change| change.row).min().unwrap_or(i64::MAX);
     let mut held = Fingerprint::default();
     {
         let mut statement = tx.sql.prepare_cached(
@@ -347,16 +347,8 @@ fn forget_departure(tx: &Tx<'_>, site: SiteId, doc: i64) -> Result<(), StoreErro
 }
 
 /// The sites that delivered these changes.
-fn writers(tx: &Tx<'_>, changes: &[i64]) -> Result<BTreeSet<SiteId>, StoreError> {
-    let mut sites = BTreeSet::new();
-    for change in changes {
-        let source: Option<String> = tx
-            .sql
-            .prepare_cached("SELECT source FROM changes WHERE change = ?1")?
-            .query_row([change], |row| row.get(0))?;
-        sites.extend(source.and_then(|source| source.parse::<SiteId>().ok()));
-    }
-    Ok(sites)
+fn writers(changes: &[Fresh]) -> BTreeSet<SiteId> {
+    changes.iter().filter_map(|change| change.source?.site()).collect()
 }
 
 fn members(tx: &Tx<'_>, doc: i64) -> Result<Vec<SiteId>, StoreError> {
@@ -367,10 +359,7 @@ fn members(tx: &Tx<'_>, doc: i64) -> Result<Vec<SiteId>, StoreError> {
 }
 
 /// Nobody is told what came from there: a site hears of other sites' changes, central of the site's own.
-fn tell_unless_source(tx: &mut Tx<'_>, peer: Origin, change: i64) -> Result<(), StoreError> {
-    let came_from_there: bool = tx
-        .sql
-        .prepare_cached("SELECT source IS ?2 FROM changes WHERE change = ?1")?
-        .query_row(params![change, peer.to_string()], |row| row.get(0))?;
-    if came_from_there { Ok(()) } else { tx.tell(peer, Row::Change(change)) }
+fn tell_fresh(tx: &mut Tx<'_>, peer: Origin, changes: &[Fresh]) -> Result<(), StoreError> {
+    let others = changes.iter().filter(|change| change.source != Some(peer));
+    others.map(|change| change.row).try_for_each(|row| tx.tell(peer, Row::Change(row)))
 }

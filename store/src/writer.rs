@@ -5,6 +5,7 @@
 //! it is anybody answered. A command that fails takes back its own savepoint only.
 
 use std::{
+    cell::RefCell,
     collections::{BTreeMap, BTreeSet, VecDeque},
     fs,
     path::{Path, PathBuf},
@@ -22,7 +23,7 @@ use sync::{
     time::{Clock, Timestamp},
 };
 
-use crate::{Given, Opening, StoreError, life, open::Open, quota::Quotas, schema, view};
+use crate::{Given, Opening, StoreError, authority::Known, life, open::Open, quota::Quotas, schema, view};
 
 /// Commands that share one commit at most.
 const GROUP: usize = 64;
@@ -76,6 +77,8 @@ pub struct Tx<'t> {
     pub(crate) author: Option<Author>,
     pub(crate) touched: BTreeSet<i64>,
     pub(crate) grown: BTreeMap<Origin, u64>,
+    /// While items of a peer's log are taken over: what was found out of the peer.
+    pub(crate) known: RefCell<Option<Known>>,
 }
 
 pub(crate) fn database(folder: &Path) -> PathBuf {
@@ -271,7 +274,7 @@ fn commit_group(
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let before = (state.clock.last(), state.known);
         while let Some((given, job)) = jobs.pop_front() {
-            transaction.execute_batch("SAVEPOINT command")?;
+            transaction.prepare_cached("SAVEPOINT command")?.execute([])?;
             let incarnation = state.incarnation;
             let mut tx = Tx {
                 sql: &transaction,
@@ -280,13 +283,14 @@ fn commit_group(
                 author: None,
                 touched: BTreeSet::new(),
                 grown: BTreeMap::new(),
+                known: RefCell::new(None),
             };
             let (kept, finish) = job(&mut tx);
             finishes.push(finish);
             let Tx { touched, grown, .. } = tx;
             match kept {
                 Ok(()) => {
-                    transaction.execute_batch("RELEASE command")?;
+                    transaction.prepare_cached("RELEASE command")?.execute([])?;
                     committed.grown.extend(grown);
                 }
                 // A full disk makes SQLite take back the whole transaction by itself: nothing of what the

@@ -141,10 +141,7 @@ fn may_edit(tx: &Tx<'_>, row: &NodeRow, new: &NodeEdit) -> Result<(), StoreError
 /// At central: gives a node that one site adopted while it had no home that home. Two adoptions are left
 /// for the review of claims. In recovery it waits: the home that the node has may still come back.
 pub(crate) fn settle_home(tx: &mut Tx<'_>, id: NodeId) -> Result<(), StoreError> {
-    if tx.origin() != Origin::Central || tx.view().suspended()?.is_some() {
-        return Ok(());
-    }
-    if !tx.view().is_homeless(id)? {
+    if tx.origin() != Origin::Central || !tx.view().is_homeless(id)? || tx.view().suspended()?.is_some() {
         return Ok(());
     }
     let Some(row) = tx.view().node(id)? else { return Ok(()) };

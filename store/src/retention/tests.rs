@@ -228,7 +228,7 @@ fn p15_a_central_that_lost_what_the_site_keeps_no_more_goes_on_from_the_checkpoi
                         .unwrap();
                     central
                         .run(given(91), move |tx| {
-                            tx.take_entry(Origin::Site(SITE), Stream::Site(SITE), &bytes)
+                            tx.take_entry(Origin::Site(SITE), Stream::Site(SITE), &bytes, &mut None)
                         })
                         .unwrap();
                 }

@@ -47,3 +47,33 @@ pub(crate) fn settle_plans(connection: &Connection) -> Result<(), StoreError> {
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How SQLite finds the rows of a query.
+    fn plan(connection: &Connection, query: &str) -> String {
+        let mut statement = connection.prepare(&format!("EXPLAIN QUERY PLAN {query}")).unwrap();
+        // Nothing has to be bound to what is not run.
+        let steps = statement.raw_query().mapped(|row| row.get(3));
+        steps.collect::<Result<Vec<String>, _>>().unwrap().join("; ")
+    }
+
+    /// What is asked for every change and every acknowledgement must not take longer where a fleet is larger.
+    #[test]
+    fn no_table_that_grows_with_the_fleet_is_walked_for_a_change() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        prepare(&mut connection).unwrap();
+        for (query, index) in [
+            ("SELECT peer FROM scope WHERE doc = ?1 AND inside = 1 ORDER BY peer", "scope_by_document"),
+            ("SELECT doc, id FROM documents WHERE dropped = 1", "documents_dropped"),
+            ("SELECT change FROM changes WHERE doc = ?1 AND change > ?2", "changes_by_document"),
+            ("SELECT 1 FROM parked WHERE id = ?1", "parked_by_document"),
+            ("SELECT 1 FROM view_macs WHERE doc = ?1", "view_macs_by_document"),
+        ] {
+            let plan = plan(&connection, query);
+            assert!(plan.contains(index), "{query}: {plan}");
+        }
+    }
+}

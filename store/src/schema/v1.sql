@@ -17,6 +17,8 @@ CREATE TABLE documents (
     actor BLOB, dropped INTEGER NOT NULL DEFAULT 0, resets INTEGER NOT NULL DEFAULT 0, source TEXT
 ) STRICT;
 CREATE INDEX documents_by_source ON documents (source) WHERE source IS NOT NULL;
+-- Every acknowledgement asks what is to go.
+CREATE INDEX documents_dropped ON documents (doc) WHERE dropped = 1;
 -- At a site: documents that were here once and left; whoever writes them again needs another actor.
 CREATE TABLE evicted (id BLOB NOT NULL UNIQUE) STRICT;
 -- State of a document up to and including change `upto`.
@@ -121,6 +123,8 @@ CREATE TABLE scope (
     gone INTEGER, doubt INTEGER NOT NULL DEFAULT 0, UNIQUE (peer, doc)
 ) STRICT;
 CREATE INDEX scope_in_doubt ON scope (peer) WHERE doubt = 1;
+-- Every change asks whom its document concerns.
+CREATE INDEX scope_by_document ON scope (doc, peer) WHERE inside = 1;
 -- The machines of the fleet and where they belong, at a site those of its domain. `seq` is the order of the last changes
 -- and never used again; a site has been told up to `peers.directory`. `since` is the `seq` of the machine's first row. At a
 -- site `at` is the time of the news.

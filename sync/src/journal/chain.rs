@@ -140,6 +140,20 @@ impl Head {
 /// Why they do not. An entry of another incarnation must be number 1.
 pub fn follow(stream: Stream, head: Option<&Head>, bytes: &[u8]) -> Result<(Entry, Head), ChainError> {
     let entry = decode(bytes)?;
+    let head = continues(stream, head, &entry, bytes)?;
+    Ok((entry, head))
+}
+
+/// The same for an entry that was decoded from `bytes` already.
+///
+/// # Errors
+/// As [`follow`], but for what decoding finds.
+pub fn continues(
+    stream: Stream,
+    head: Option<&Head>,
+    entry: &Entry,
+    bytes: &[u8],
+) -> Result<Head, ChainError> {
     if entry.stream != stream {
         return Err(ChainError::Stream { expected: stream, found: entry.stream });
     }
@@ -153,8 +167,7 @@ pub fn follow(stream: Stream, head: Option<&Head>, bytes: &[u8]) -> Result<(Entr
     if entry.previous != last_hash {
         return Err(ChainError::Fork(entry.seq));
     }
-    let head = Head { incarnation: entry.incarnation, seq: entry.seq, hash: hash(bytes) };
-    Ok((entry, head))
+    Ok(Head { incarnation: entry.incarnation, seq: entry.seq, hash: hash(bytes) })
 }
 
 /// Decodes a stored or received entry.
