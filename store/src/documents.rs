@@ -8,7 +8,7 @@ use sync::{
     document::{Author, Document, Kind, register::Edit},
     engine::brief::{self, BriefError, Name},
     id::{DocumentId, Incarnation, Origin},
-    ingress::{self, Authority, Outcome, UnknownKeys, Write},
+    ingress::{self, Authority, Outcome, Spoilt, UnknownKeys, Write},
     wire::{Fingerprint, Refusal, Seal},
 };
 
@@ -139,24 +139,26 @@ impl Tx<'_> {
             // Central may run a newer program; what it adds is kept although it is not understood here.
             Origin::Site(_) => UnknownKeys::Keep,
         };
-        let document = self.state.open.get(doc).expect("it was just opened");
+        let document = self.state.open.take(doc).expect("it was just opened");
         let slices: Vec<&[u8]> = batch.iter().map(Vec::as_slice).collect();
-        let admission = match &judge {
-            None => ingress::admit(document, &slices, unknown, Authority::Trusted),
-            Some(judge) => {
-                let ask = |document: &Document, change: &Change, writes: &[Write]| {
-                    judge.ask(document, change, writes)
-                };
-                ingress::admit(document, &slices, unknown, Authority::Judged(&ask))
+        let ask = |document: &Document, change: &Change, writes: &[Write]| {
+            judge.as_ref().map_or(Ok(()), |judge| judge.ask(document, change, writes))
+        };
+        let authority = if judge.is_some() { Authority::Judged(&ask) } else { Authority::Trusted };
+        let (document, outcomes) = match ingress::admit_into(document, &slices, unknown, authority) {
+            Ok(admitted) => admitted,
+            Err(Spoilt) => {
+                // As it was: all that became of it so far is in this transaction.
+                let document = load(self.sql, doc, kind, id)?;
+                let admission = ingress::admit(&document, &slices, unknown, authority);
+                (admission.document.unwrap_or(document), admission.outcomes)
             }
         };
         judge.map_or(Ok(()), Judge::end)?;
-        if let Some(document) = admission.document {
-            self.state.open.insert(doc, document);
-        }
+        self.state.open.insert(doc, document);
         let mut admitted = Admitted::default();
         let mut fresh = Vec::new();
-        for ((bytes, seal), outcome) in batch.iter().zip(seals).zip(admission.outcomes) {
+        for ((bytes, seal), outcome) in batch.iter().zip(seals).zip(outcomes) {
             match outcome {
                 Outcome::Accept(verified) => {
                     let change = self.insert_change(doc, &verified.change, Some(peer))?;

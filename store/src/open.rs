@@ -92,11 +92,16 @@ impl Open {
         self.insert(doc, document);
     }
 
-    pub(crate) fn remove(&mut self, doc: i64) {
-        if let Some(entry) = self.documents.remove(&doc) {
-            self.used.remove(&entry.used);
-            self.bytes -= entry.bytes;
-        }
+    /// A document to work on as one's own: it is not open any more, until it is kept again.
+    pub(crate) fn take(&mut self, doc: i64) -> Option<Document> {
+        self.remove(doc).map(Arc::unwrap_or_clone)
+    }
+
+    pub(crate) fn remove(&mut self, doc: i64) -> Option<Arc<Document>> {
+        let entry = self.documents.remove(&doc)?;
+        self.used.remove(&entry.used);
+        self.bytes -= entry.bytes;
+        Some(entry.document)
     }
 
     /// Lets go of documents whose last writing is not in the database.

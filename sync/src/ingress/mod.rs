@@ -9,7 +9,7 @@
 //! 4. [`authorize`](authorize()): at central, whether the delivering site may write that;
 //! 5. [`extend`] and [`verify`]: applied to a copy, saved, loaded, compared.
 //!
-//! [`admit`] walks a batch through all of it. Peers send `Change::raw_bytes`, never `Change::bytes`, which
+//! [`admit`] walks a batch through all of it, and so does [`admit_into`] as long as nothing goes wrong. Peers send `Change::raw_bytes`, never `Change::bytes`, which
 //! deflates. A whole document comes apart in [`snapshot`] and passes as changes. Deliberately absent: whatever
 //! is kept, such as parked changes and quarantine; the reset of a document.
 //!
@@ -193,6 +193,56 @@ struct Gates<'a> {
 }
 
 fn admit_with(document: &Document, batch: &[&[u8]], gates: &Gates<'_>) -> Admission {
+    let (candidates, mut outcomes) = candidates(batch);
+    let document = settle(document, &candidates, gates, &mut outcomes);
+    let outcomes =
+        outcomes.into_iter().map(|outcome| outcome.expect("settle decides every candidate")).collect();
+    Admission { outcomes, document }
+}
+
+/// The document is gone with what was half done: [`admit`] decides on another copy of it, and says who spoilt it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Spoilt;
+
+/// Admits a batch where nothing spoils the document, which is given back with everything accepted in it, and the
+/// outcomes. All is decided as by [`admit`], and through the same gates; only the copy is the caller's own, so that
+/// changes of honest replicas are applied once and nothing is copied for them.
+///
+/// # Errors
+/// `Spoilt` when Automerge did not apply a change that had passed all gates before, or the document did not survive
+/// the trial. Nothing is decided then.
+pub fn admit_into(
+    mut document: Document,
+    batch: &[&[u8]],
+    unknown: UnknownKeys,
+    authority: Authority<'_>,
+) -> Result<(Document, Vec<Outcome>), Spoilt> {
+    let gates = Gates { unknown, authority, verify: &verify };
+    let (candidates, mut outcomes) = candidates(batch);
+    let mut is_extended = false;
+    for (index, parsed) in &candidates {
+        outcomes[*index] = Some(match check(&document, parsed, gates.unknown) {
+            Err(rejection) => Outcome::Reject(rejection),
+            Ok(Standing::Present) => Outcome::Duplicate,
+            Ok(Standing::Waiting { missing }) => Outcome::Park { missing },
+            Ok(Standing::Fits { writes }) => match judge(&document, parsed, &writes, &gates) {
+                Err(outcome) => outcome,
+                Ok(()) => {
+                    verify::apply(&mut document, parsed.change()).map_err(|_| Spoilt)?;
+                    is_extended = true;
+                    Outcome::Accept(Box::new(Verified { change: parsed.change().clone(), writes }))
+                }
+            },
+        });
+    }
+    if is_extended {
+        (gates.verify)(&document).map_err(|_| Spoilt)?;
+    }
+    Ok((document, outcomes.into_iter().map(|outcome| outcome.expect("every candidate is decided")).collect()))
+}
+
+/// Changes that could be decoded, with their places in the batch, and what became of the others.
+fn candidates(batch: &[&[u8]]) -> (Vec<(usize, Parsed)>, Vec<Option<Outcome>>) {
     let mut outcomes: Vec<Option<Outcome>> = Vec::new();
     let mut candidates: Vec<(usize, Parsed)> = Vec::new();
     for bytes in batch {
@@ -204,10 +254,7 @@ fn admit_with(document: &Document, batch: &[&[u8]], gates: &Gates<'_>) -> Admiss
             Err(rejection) => Some(Outcome::Reject(rejection)),
         });
     }
-    let document = settle(document, &candidates, gates, &mut outcomes);
-    let outcomes =
-        outcomes.into_iter().map(|outcome| outcome.expect("settle decides every candidate")).collect();
-    Admission { outcomes, document }
+    (candidates, outcomes)
 }
 
 /// Decides every candidate, the first before the second, and returns the document if one is accepted.
@@ -246,11 +293,16 @@ fn settle(
 
 /// Takes a change that fits through the last two gates but one; returns the document with it.
 fn take(base: &Document, parsed: &Parsed, writes: &[Write], gates: &Gates<'_>) -> Result<Document, Outcome> {
+    judge(base, parsed, writes, gates)?;
+    extend(base, parsed.change()).map_err(Outcome::Reject)
+}
+
+/// The fourth gate.
+fn judge(base: &Document, parsed: &Parsed, writes: &[Write], gates: &Gates<'_>) -> Result<(), Outcome> {
     // Reading a document as it was asks Automerge about what a peer named.
     verify::guard("judge a change", || gates.authority.judge(base, parsed.change(), writes))
         .map_err(Outcome::Reject)?
-        .map_err(Outcome::Deny)?;
-    extend(base, parsed.change()).map_err(Outcome::Reject)
+        .map_err(Outcome::Deny)
 }
 
 /// What the tests of all gates share: replicas, chance, and changes that nobody honest writes.

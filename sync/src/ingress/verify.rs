@@ -16,10 +16,18 @@ use crate::document::Document;
 /// `Apply` or `Panicked`; the copy is gone with what was half done.
 pub fn extend(document: &Document, change: &Change) -> Result<Document, Rejection> {
     let mut extended = document.clone();
-    guard("apply a change", || {
-        extended.apply(change.clone()).map_err(|error| Rejection::Apply(Box::new(error)))
-    })??;
+    apply(&mut extended, change)?;
     Ok(extended)
+}
+
+/// Puts `change` into a document that nobody else has.
+///
+/// # Errors
+/// `Apply` or `Panicked`; the document must not be used any more then.
+pub(super) fn apply(document: &mut Document, change: &Change) -> Result<(), Rejection> {
+    guard("apply a change", || {
+        document.apply(change.clone()).map_err(|error| Rejection::Apply(Box::new(error)))
+    })?
 }
 
 /// Saves `document`, loads it and compares heads; saved bytes are not canonical and say nothing.
@@ -48,7 +56,11 @@ mod tests {
     use automerge::{ActorId, ExpandedChange, legacy::SortedVec};
 
     use super::{
-        super::testing::{LYON, author, chain, encode, machine, quietly, text, write},
+        super::{
+            Authority, Spoilt, UnknownKeys, admit, admit_into,
+            testing::{LYON, Random, author, chain, encode, machine, quietly, text, write},
+            tests::{mutate_bytes, mutate_meaning, situation},
+        },
         *,
     };
     use crate::document::{contested, node};
@@ -76,6 +88,34 @@ mod tests {
         let name =
             |document| contested::read(document, &node::hostname()).settled().unwrap().value.value.clone();
         assert_eq!((name(&document).as_str(), name(&extended).as_str()), ("pos-1", "kasse-1"));
+    }
+
+    /// Where nothing is spoilt, a document of one's own becomes what a copy becomes, and everybody hears the same.
+    #[test]
+    fn h6_a_document_that_is_extended_where_it_lies_ends_as_a_copy_does() {
+        let (mut taken, mut spoilt) = (0, 0);
+        for seed in 1..=300 {
+            let mut random = Random(seed);
+            let (document, honest) = situation(&mut random);
+            let mutant = if seed % 2 == 0 {
+                mutate_bytes(&honest, &mut random)
+            } else {
+                mutate_meaning(&document, &honest, &mut random)
+            };
+            let batch = [&mutant[..], honest.raw_bytes(), honest.raw_bytes()];
+            let copied = quietly(|| admit(&document, &batch, UnknownKeys::Refuse, Authority::Trusted));
+            let own = document.clone();
+            match quietly(|| admit_into(own, &batch, UnknownKeys::Refuse, Authority::Trusted)) {
+                Ok((own, outcomes)) => {
+                    assert_eq!(format!("{outcomes:?}"), format!("{:?}", copied.outcomes), "seed {seed}");
+                    assert_eq!(own.heads(), copied.document.unwrap_or(document).heads(), "seed {seed}");
+                    taken += 1;
+                }
+                Err(Spoilt) => spoilt += 1,
+            }
+        }
+        println!("{taken} taken, {spoilt} spoilt");
+        assert!(taken > 250, "{taken} taken");
     }
 
     #[test]
