@@ -2,6 +2,7 @@
 //!
 //!     cargo bench -p tests --bench replication                 10,000 machines
 //!     cargo bench -p tests --bench replication -- --nodes 1000
+//!     cargo bench -p tests --bench replication --features samod    … and samod beside it
 //!
 //! The same machines are used for everything: registered at central with tags, then booted and introduced at
 //! their site, so that both sides wrote into each document. Bytes and round trips of the reconnects come from
@@ -9,6 +10,9 @@
 //! The first sync is the shipped programs over loopback QUIC, through a relay that counts datagrams: the disk
 //! of the site was replaced, so it gets everything back, also what it wrote itself. Figures are printed as a
 //! table for `docs/performance.md`; what must not get worse is asserted in `tests/scenarios/reconnect.rs`.
+
+#[cfg(feature = "samod")]
+mod samod_pair;
 
 use std::{
     collections::BTreeMap,
@@ -27,7 +31,7 @@ use harness::{
     wire::Wire,
     world::{Ending, World},
 };
-use sync::id::{Origin, SiteId};
+use sync::id::{DocumentId, Origin, SiteId};
 
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
@@ -49,6 +53,16 @@ fn main() {
     println!("{}", reconnect(&mut world, lyon));
     println!("{}", peer(&mut world, lyon, "reconnect with nothing changed"));
     note("reconnects", begun);
+
+    #[cfg(feature = "samod")]
+    {
+        let begun = Instant::now();
+        let documents = held(&mut world, Origin::Central).into_values().collect();
+        let pair = samod_pair::Pair::holding(documents);
+        println!("| … reconnect with nothing changed: samod | {} | |", pair.meet(0, ""));
+        println!("| … {CHANGED} machines changed: samod | {} | |", pair.meet(CHANGED, "changed"));
+        note("samod", begun);
+    }
 
     let begun = Instant::now();
     let by_log = catch_up(&mut world, lyon, &machines, "1", false);
@@ -80,18 +94,7 @@ fn reconnect(world: &mut World, lyon: SiteId) -> String {
 /// Automerge's own protocol on the documents that both hold just now: one conversation per document, each
 /// side knowing nothing of what the other had.
 fn peer(world: &mut World, lyon: SiteId, what: &str) -> String {
-    let mut documents = [Origin::Central, Origin::Site(lyon)].map(|origin| {
-        let eye = world.eye(origin);
-        let rows = eye.documents().expect("a list of documents");
-        rows.iter()
-            .map(|row| {
-                let stored = eye.stored(*row).expect("a document");
-                let kind = stored.kind.expect("a kind that is known");
-                let document = eye.document(*row, kind, stored.id).expect("a sound document");
-                (stored.id, document.automerge().clone())
-            })
-            .collect::<BTreeMap<_, Automerge>>()
-    });
+    let mut documents = [Origin::Central, Origin::Site(lyon)].map(|origin| held(world, origin));
     let [central, site] = &mut documents;
     let (mut messages, mut bytes, mut rounds) = (0_u64, [0_u64; 2], 0);
     for (id, theirs) in site {
@@ -123,6 +126,20 @@ fn peer(world: &mut World, lyon: SiteId, what: &str) -> String {
          every document loaded | |",
         bytes[0], bytes[1]
     )
+}
+
+/// All documents of a replica.
+fn held(world: &mut World, origin: Origin) -> BTreeMap<DocumentId, Automerge> {
+    let eye = world.eye(origin);
+    let rows = eye.documents().expect("a list of documents");
+    rows.iter()
+        .map(|row| {
+            let stored = eye.stored(*row).expect("a document");
+            let kind = stored.kind.expect("a kind that is known");
+            let document = eye.document(*row, kind, stored.id).expect("a sound document");
+            (stored.id, document.automerge().clone())
+        })
+        .collect()
 }
 
 /// The shipped programs on central's database: a site whose disk was replaced gets everything back.
