@@ -65,6 +65,8 @@ Examples:
   holdfast-central group move europe/france --below west --why 'the new regions'
   holdfast-central group move west/france --top
   holdfast-central group rename france --to gaul
+  holdfast-central group set europe autonomy=full heartbeat_s=60 --why 'the links are bad there'
+  holdfast-central group settings europe/france
 
 A group is named by its path from the top, or by its id. What stands below it moves with it.";
 
@@ -74,8 +76,10 @@ Examples:
   holdfast-central site place lyon --nowhere
   holdfast-central site directory lyon --group europe
   holdfast-central site directory lyon --whole
+  holdfast-central site set lyon autonomy=limited --inherit heartbeat_s
+  holdfast-central site settings lyon
 
-A site stands in one group or in none. Its directory says where machines belong that are not its own: those of the
+A site follows what it says itself, otherwise what the nearest group above it says, otherwise the default. A site stands in one group or in none. Its directory says where machines belong that are not its own: those of the
 whole fleet, or of the sites in one group and below it. What is not in it is unknown there.";
 
 const BACKUP_EXAMPLES: &str = "\
@@ -271,6 +275,27 @@ enum GroupCommand {
         #[arg(long, value_name = "TEXT", default_value = "")]
         why: String,
     },
+    /// Changes what the sites in a group and below it follow, unless something nearer says otherwise
+    Set {
+        /// Path or id
+        #[arg(value_name = "GROUP")]
+        group: String,
+        /// Each as key=value, such as autonomy=full
+        #[arg(value_name = "KEY=VALUE", required_unless_present = "inherit", value_parser = setting)]
+        said: Vec<(String, String)>,
+        /// A setting that comes from above again; may be given several times
+        #[arg(long, value_name = "KEY")]
+        inherit: Vec<String>,
+        /// Why, for the journal
+        #[arg(long, value_name = "TEXT", default_value = "")]
+        why: String,
+    },
+    /// Shows what a site in this group follows that says nothing itself, and where each setting comes from
+    Settings {
+        /// Path or id
+        #[arg(value_name = "GROUP")]
+        group: String,
+    },
     /// Gives a group another name
     Rename {
         /// Path or id
@@ -301,6 +326,27 @@ enum SiteCommand {
         /// Why, for the journal
         #[arg(long, value_name = "TEXT", default_value = "")]
         why: String,
+    },
+    /// Changes what a site says of its own settings
+    Set {
+        /// Name or id
+        #[arg(value_name = "SITE")]
+        site: String,
+        /// Each as key=value, such as autonomy=full
+        #[arg(value_name = "KEY=VALUE", required_unless_present = "inherit", value_parser = setting)]
+        said: Vec<(String, String)>,
+        /// A setting that comes from above again; may be given several times
+        #[arg(long, value_name = "KEY")]
+        inherit: Vec<String>,
+        /// Why, for the journal
+        #[arg(long, value_name = "TEXT", default_value = "")]
+        why: String,
+    },
+    /// Shows what a site follows, and where each setting comes from
+    Settings {
+        /// Name or id
+        #[arg(value_name = "SITE")]
+        site: String,
     },
     /// Says whose machines are in the directory of a site
     Directory {
@@ -584,6 +630,12 @@ fn quarantine(client: &Client, command: QuarantineCommand) -> Result<(), Failure
     }
 }
 
+/// A setting on the command line.
+fn setting(text: &str) -> Result<(String, String), String> {
+    let said = text.split_once('=').map(|(key, value)| (key.to_string(), value.to_string()));
+    said.ok_or_else(|| "a setting is written as key=value, such as autonomy=full".to_string())
+}
+
 fn groups(client: &Client, command: GroupCommand) -> Result<(), Failure> {
     say(&match command {
         GroupCommand::List => tree::list(client)?,
@@ -591,6 +643,10 @@ fn groups(client: &Client, command: GroupCommand) -> Result<(), Failure> {
         GroupCommand::Move { group, below, top: _, why } => {
             tree::edit(client, &group, None, Some(below.as_deref()), &why)?
         }
+        GroupCommand::Set { group, said, inherit, why } => {
+            tree::set_group(client, &group, &tree::Change { said: &said, inherit: &inherit, why: &why })?
+        }
+        GroupCommand::Settings { group } => tree::show_group(client, &group)?,
         GroupCommand::Rename { group, to, why } => tree::edit(client, &group, Some(&to), None, &why)?,
     })
 }
@@ -600,6 +656,10 @@ fn sites(client: &Client, command: SiteCommand) -> Result<(), Failure> {
         SiteCommand::Place { site, group, nowhere: _, why } => {
             tree::place(client, &site, group.as_deref(), &why)?
         }
+        SiteCommand::Set { site, said, inherit, why } => {
+            tree::set_site(client, &site, &tree::Change { said: &said, inherit: &inherit, why: &why })?
+        }
+        SiteCommand::Settings { site } => tree::show_site(client, &site)?,
         SiteCommand::Directory { site, group, whole: _, why } => {
             tree::domain(client, &site, group.as_deref(), &why)?
         }

@@ -1,6 +1,8 @@
-//! Groups on the command line: which there are, which sites stand in them, and whose machines a site knows.
+//! Groups on the command line: which there are, which sites stand in them, whose machines a site knows, and the settings
+//! of both.
 
 use serde_json::{Value, json};
+use sync::document::settings::Key;
 
 use crate::{client::Client, desk::escaped, failure::Failure};
 
@@ -73,6 +75,92 @@ pub fn domain(client: &Client, site: &str, group: Option<&str>, why: &str) -> Re
         None => "the whole fleet".into(),
     };
     Ok(format!("site {} hears of the machines of {of}\n", text(&done, "name")))
+}
+
+/// Changes what a site says of its settings, and shows what it follows then.
+///
+/// # Errors
+/// As [`list`].
+pub fn set_site(client: &Client, site: &str, change: &Change<'_>) -> Result<String, Failure> {
+    let what = format!("the settings of site `{site}` were not changed");
+    let path = format!("/sites/{}", escaped(site));
+    client.change(&what, "PATCH", &path, &change.body()).map(|done| settings(&done))
+}
+
+/// Changes what a group says of the settings of the sites in it and below. Shows what such a site follows then.
+///
+/// # Errors
+/// As [`list`].
+pub fn set_group(client: &Client, group: &str, change: &Change<'_>) -> Result<String, Failure> {
+    let what = format!("the settings of group `{group}` were not changed");
+    let path = format!("/groups/{}", escaped(group));
+    client.change(&what, "PATCH", &format!("{path}/settings"), &change.body())?;
+    show_group(client, group)
+}
+
+/// Shows what a site follows, each setting with where it comes from.
+///
+/// # Errors
+/// As [`list`].
+pub fn show_site(client: &Client, site: &str) -> Result<String, Failure> {
+    let what = format!("the settings of site `{site}` cannot be shown");
+    client.get(&what, &format!("/sites/{}", escaped(site))).map(|site| settings(&site))
+}
+
+/// Shows what a site follows that stands in a group and says nothing itself.
+///
+/// # Errors
+/// As [`list`].
+pub fn show_group(client: &Client, group: &str) -> Result<String, Failure> {
+    let what = format!("the settings of group `{group}` cannot be shown");
+    let effective = client.get(&what, &format!("/groups/{}/effective", escaped(group)))?;
+    Ok(table(&effective, &effective["origins"]))
+}
+
+/// Settings that somebody wants to change.
+#[derive(Clone, Copy, Debug)]
+pub struct Change<'a> {
+    /// Settings and their values.
+    pub said: &'a [(String, String)],
+    /// Keys that are to come from above again.
+    pub inherit: &'a [String],
+    /// For the journal.
+    pub why: &'a str,
+}
+
+impl Change<'_> {
+    fn body(&self) -> Value {
+        let mut body = json!({ "why": self.why, "inherit": self.inherit });
+        for (key, value) in self.said {
+            // Numbers and yes or no are no text.
+            body[key] = serde_json::from_str(value).unwrap_or_else(|_| json!(value));
+        }
+        body
+    }
+}
+
+fn settings(site: &Value) -> String {
+    let effective = &site["effective"];
+    let epoch = &effective["epoch"];
+    format!(
+        "site {}, settings epoch {epoch}\n{}",
+        text(site, "name"),
+        table(effective, &site["settings_from"])
+    )
+}
+
+fn table(effective: &Value, origins: &Value) -> String {
+    let line = |key: &Key| {
+        let value = &effective[key.as_str()];
+        let value = value.as_str().map_or_else(|| value.to_string(), str::to_string);
+        let from = match origins[key.as_str()].as_str() {
+            None => "default".to_string(),
+            Some("site") => "its own".to_string(),
+            Some(path) => format!("from {path}"),
+        };
+        format!("{key}\t{value}\t{from}\n")
+    };
+    Key::ALL.iter().map(line).collect()
 }
 
 fn line(group: &Value) -> String {

@@ -1,5 +1,7 @@
 //! What this replica and a peer have of each other.
 
+use std::collections::BTreeSet;
+
 use rusqlite::{OptionalExtension, params};
 use sync::{
     document::Kind,
@@ -321,6 +323,14 @@ impl Tx<'_> {
             crate::command::site::follow_resumed(self, id.into())?;
             crate::command::site::settle_epoch(self, id.into())?;
         }
+        // What a site brings back may be settings that had descended, or not yet.
+        let reached = match kind {
+            _ if self.state.origin != Origin::Central || admitted.accepted == 0 => BTreeSet::new(),
+            Kind::Site => [id.into()].into(),
+            Kind::Group => self.view().sites_within(id.into())?,
+            Kind::Node | Kind::Workflow | Kind::Task | Kind::Proposal => BTreeSet::new(),
+        };
+        crate::command::settings::descend(self, reached, "settings came back")?;
         if kind != Kind::Node {
             // What a site may do stands in other documents.
             self.known.replace(Some(Known::default()));

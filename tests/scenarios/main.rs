@@ -8,3 +8,4 @@ mod restore;
 mod anew;
 mod desk;
 mod domain;
+mod descent;

@@ -472,7 +472,8 @@ fn p15_a_recovering_central_gives_no_order_settles_nothing_and_says_whom_it_wait
     let here = world.store(Origin::Site(lyon)).read(|view| view.site(lyon)).unwrap().unwrap();
     let there = world.store(Origin::Central).read(|view| view.site(lyon)).unwrap().unwrap();
     assert_eq!((here.effective.epoch, &here), (3, &there));
-    assert_eq!(here.effective.heartbeat_s, 60, "the newer decision holds");
+    let decided = (here.effective.autonomy, here.effective.heartbeat_s);
+    assert_eq!(decided, (Autonomy::Full, 60), "what both lives decided holds");
     assert!(events(&world, Origin::Site(lyon)).contains(&Event::EpochAdopted { epoch: 3 }));
     assert_eq!(go_ahead(&mut world, lyon, &task), "200 go");
 

@@ -13,7 +13,7 @@ use store::{
     view::{NodeFilter, NodeRow, TaskFilter, TaskRow},
 };
 use sync::{
-    document::site::UnknownMachines,
+    document::{settings::Key, site::UnknownMachines},
     id::{GroupId, Origin, SiteId},
     policy::{Autonomy, TaskState, Wanted},
 };
@@ -127,6 +127,15 @@ impl Run {
 
     /// Central changes the settings of a site.
     pub(crate) fn set(&mut self, site: SiteId) -> Did {
+        let mut edit = self.settings();
+        if self.draw.has_groups && self.world.random.chance(40) {
+            let inherit = self.one_of(Key::ALL).into_iter().collect();
+            edit = SettingsEdit { inherit, ..SettingsEdit::default() };
+        }
+        self.ask(Origin::Central, "ann", "settings changed", move |tx| site::set(tx, site, &edit, "")).0
+    }
+
+    fn settings(&mut self) -> SettingsEdit {
         let levels = [Autonomy::ReadOnly, Autonomy::Limited, Autonomy::Full, Autonomy::Full];
         let unknown = [UnknownMachines::Adopt, UnknownMachines::Hold, UnknownMachines::Ignore];
         let mut edit = SettingsEdit::default();
@@ -135,10 +144,10 @@ impl Run {
             1 => edit.order_max_s = Some(7_200 + self.world.random.below(252_000)),
             _ => edit.autonomy = self.one_of(&levels),
         }
-        self.ask(Origin::Central, "ann", "settings changed", move |tx| site::set(tx, site, &edit, "")).0
+        edit
     }
 
-    /// Central makes groups, moves groups and sites, and says what directories are about.
+    /// Central makes groups, moves groups and sites, and says what holds in them and what directories are about.
     fn organise(&mut self) -> Did {
         let central = Origin::Central;
         let all: Vec<GroupId> =
@@ -154,6 +163,13 @@ impl Run {
                 let Some(moved) = self.one_of(&all) else { return Did::Nothing };
                 let edit = GroupEdit { parent: Some(group), ..GroupEdit::default() };
                 self.ask(central, "ann", "group moved", move |tx| group::edit(tx, moved, &edit, "")).0
+            }
+            2 | 3 if !all.is_empty() => {
+                let (Some(group), edit) = (self.one_of(&all), self.settings()) else { return Did::Nothing };
+                self.ask(central, "ann", "group's settings changed", move |tx| {
+                    group::set(tx, group, &edit, "")
+                })
+                .0
             }
             2..5 => self.ask(central, "ann", "site moved", move |tx| group::place(tx, site, group, "")).0,
             _ => {

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fs, time::Duration};
 
 /// Kinds of events and faults without which a run of all seeds shows nothing.
-pub(crate) const REQUIRED: [&str; 44] = [
+pub(crate) const REQUIRED: [&str; 45] = [
     // People and machines.
     "adopted",
     "approved",
@@ -15,6 +15,7 @@ pub(crate) const REQUIRED: [&str; 44] = [
     "go-ahead",
     "group made",
     "group moved",
+    "group's settings changed",
     "installed",
     "installation failed",
     "ordered at a site",

@@ -8,6 +8,7 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::{Deserialize, Deserializer, de::DeserializeOwned};
 use store::{
     StoreError, View,
+    command::site::SettingsEdit,
     view::{GroupRow, NodeRow, SiteRow},
 };
 use sync::id::{GroupId, MacAddr, NodeId, SiteId};
@@ -52,6 +53,25 @@ impl<S: Sync, T: DeserializeOwned + Default> FromRequest<S> for OptionalBody<T> 
         }
         let bytes = read(request).await?;
         if bytes.is_empty() { Ok(OptionalBody(T::default())) } else { Err(Problem::not_json("")) }
+    }
+}
+
+/// Settings that are to change, and why.
+#[derive(Debug, Deserialize)]
+pub(super) struct SettingsChange {
+    #[serde(default)]
+    why: String,
+    #[serde(flatten)]
+    edit: serde_json::Map<String, serde_json::Value>,
+}
+
+impl SettingsChange {
+    /// The settings, of which each is known and can have its value.
+    pub(super) fn read(self) -> Result<(SettingsEdit, String), Problem> {
+        let edit = serde_json::from_value(self.edit.into());
+        let edit = edit
+            .map_err(|error| Problem::bad_request("the body is not what is taken here", error.to_string()))?;
+        Ok((edit, self.why))
     }
 }
 

@@ -1,4 +1,7 @@
-//! Groups: listing, making, naming and moving them; which site stands where, and what its directory is about.
+//! Groups: listing, making, naming and moving them, and what they say of settings; which site stands where, and what its
+//! directory is about.
+
+use std::collections::BTreeMap;
 
 use axum::{
     Json,
@@ -9,12 +12,15 @@ use axum::{
 use serde::Deserialize;
 use serde_json::{Value, json};
 use store::{StoreError, View, command, command::group::GroupEdit, view::GroupRow};
-use sync::id::{GroupId, SiteId};
+use sync::{
+    document::settings::Source,
+    id::{GroupId, SiteId},
+};
 
 use super::{
     App,
     error::Problem,
-    extract::{self, Body, Paging, Params, Segment},
+    extract::{self, Body, Paging, Params, Segment, SettingsChange},
     page, sites, with,
 };
 
@@ -100,6 +106,58 @@ pub(super) async fn edit(
         })
         .await?;
     Ok(Json(shown))
+}
+
+/// `PATCH /groups/{group}/settings`: settings, as of a site.
+pub(super) async fn set(
+    State(app): State<App>,
+    Segment(group): Segment,
+    Body(change): Body<SettingsChange>,
+) -> Result<Json<Value>, Problem> {
+    let (edit, why) = change.read()?;
+    let shown = app
+        .write(move |tx| {
+            let id = extract::group(&tx.view(), &group)?.id;
+            let row = command::group::set(tx, id, &edit, &why)?;
+            object(&tx.view(), &row)
+        })
+        .await?;
+    Ok(Json(shown))
+}
+
+/// `GET /groups/{group}/effective`: what a site follows that stands there and says nothing itself.
+pub(super) async fn effective(
+    State(app): State<App>,
+    Segment(group): Segment,
+) -> Result<Json<Value>, Problem> {
+    let shown = app
+        .read(move |view| {
+            let group = extract::group(view, &group)?.id;
+            let effective = view.settings_of(group)?;
+            let origins = origins(view, &effective.origins)?;
+            let mut shown = with(&effective, json!({ "origins": origins }));
+            // An epoch is a site's.
+            shown.as_object_mut().map(|shown| shown.remove("epoch"));
+            Ok(shown)
+        })
+        .await?;
+    Ok(Json(shown))
+}
+
+/// Where settings come from, for people: `site`, or the path of a group.
+pub(super) fn origins(
+    view: &View<'_>,
+    origins: &BTreeMap<String, String>,
+) -> Result<BTreeMap<String, String>, StoreError> {
+    let mut named = BTreeMap::new();
+    for (key, origin) in origins {
+        let name = match origin.parse() {
+            Ok(Source::Group(group)) => view.group_path(group)?,
+            Ok(Source::Site) | Err(_) => origin.clone(),
+        };
+        named.insert(key.clone(), name);
+    }
+    Ok(named)
 }
 
 pub(super) async fn place(

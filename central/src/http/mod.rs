@@ -30,7 +30,7 @@ use axum::{
     extract::{DefaultBodyLimit, State},
     http::{Method, Uri},
     middleware,
-    routing::{get, post, put},
+    routing::{get, patch, post, put},
 };
 use serde_json::{Value, json};
 use store::{Store, StoreError, Tx, View};
@@ -106,6 +106,8 @@ pub(crate) fn router(app: App) -> Router {
         .route("/sites/{site}/directory_domain", put(groups::set_domain))
         .route("/groups", get(groups::list).post(groups::create))
         .route("/groups/{group}", get(groups::show).patch(groups::edit))
+        .route("/groups/{group}/settings", patch(groups::set))
+        .route("/groups/{group}/effective", get(groups::effective))
         .route("/sites/{site}/nodes", get(nodes::list_of_site))
         .route("/nodes", get(nodes::list).post(nodes::create))
         .route("/nodes/{node}", get(nodes::show).patch(nodes::edit))

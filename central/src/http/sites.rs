@@ -10,7 +10,7 @@ use axum::{
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
-use store::{StoreError, View, command, command::site::SettingsEdit, view::SiteRow};
+use store::{StoreError, View, command, view::SiteRow};
 use sync::{
     id::{GroupId, Origin, SiteId},
     journal::Stream,
@@ -22,7 +22,7 @@ use sync::{
 use super::{
     App,
     error::Problem,
-    extract::{self, Body, Decision, OptionalBody, Paging, Params, Segment},
+    extract::{self, Body, Decision, OptionalBody, Paging, Params, Segment, SettingsChange},
     groups, page, with,
 };
 use crate::{enrolment::token, sessions::Sessions};
@@ -75,13 +75,14 @@ pub(super) async fn show(State(app): State<App>, Segment(site): Segment) -> Resu
 pub(super) async fn edit(
     State(app): State<App>,
     Segment(site): Segment,
-    Body(edit): Body<SettingsEdit>,
+    Body(change): Body<SettingsChange>,
 ) -> Result<Json<Value>, Problem> {
+    let (edit, why) = change.read()?;
     let (now, live) = (app.edge.now(), app.sessions.clone());
     let site = app
         .write(move |tx| {
             let id = extract::site(&tx.view(), &site)?.id;
-            let row = command::site::set(tx, id, &edit, "")?;
+            let row = command::site::set(tx, id, &edit, &why)?;
             object(&tx.view(), &row, now, &live)
         })
         .await?;
@@ -177,6 +178,7 @@ pub(super) fn object(
         row,
         json!({
             "group_path": path(row.group)?,
+            "settings_from": groups::origins(view, &row.effective.origins)?,
             "directory": {
                 "domain": path(row.directory_domain)?,
                 "sites": view.domain_of(row.id)?.map(|sites| groups::named(view, sites)).transpose()?,

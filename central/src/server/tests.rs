@@ -431,9 +431,9 @@ async fn operators_need_the_token_and_every_no_is_a_problem() {
         POST /api/v1/sites {"name": "lyon"}
           409 application/problem+json refused site ID is called `lyon` already
         PATCH /api/v1/sites/lyon {"heartbeat_s": 0}
-          409 application/problem+json refused `heartbeat_s` is 1 to 300 seconds
+          409 application/problem+json refused `heartbeat_s` is 1 to 300 seconds, not `0`
         PATCH /api/v1/sites/lyon {"autonomy": "whatever"}
-          400 application/problem+json bad-request `whatever` is not a Autonomy: expected one of readonly limited full at line 1 column 24
+          400 application/problem+json bad-request `whatever` is not a Autonomy: expected one of readonly limited full
         GET /api/v1/blobs/abc
           404 application/problem+json not-found no such thing is known here, or the address is misspelt
     "#]].assert_eq(&lines.replace(" \n", "\n"));

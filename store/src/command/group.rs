@@ -1,6 +1,6 @@
-//! Groups at central: making, naming and moving them, and putting sites into them.
+//! Groups at central: making, naming and moving them, putting sites into them, and what they say of settings.
 //!
-//! Deliberately absent: settings of groups; removing one.
+//! Deliberately absent: removing one.
 
 use sync::{
     document::{
@@ -12,7 +12,11 @@ use sync::{
     journal::Event,
 };
 
-use super::{check_text, refused, register_set, unknown};
+use super::{
+    check_text, refused, register_set,
+    settings::{self, SettingsEdit},
+    unknown,
+};
 use crate::{
     StoreError, Tx,
     view::{GroupRow, SiteRow},
@@ -97,6 +101,8 @@ pub fn edit(tx: &mut Tx<'_>, id: GroupId, new: &GroupEdit, why: &str) -> Result<
     }
     if moved {
         tx.journal(register_set(group::KIND, id, "parent", word(parent)))?;
+        let sites = tx.view().sites_within(id)?;
+        settings::descend(tx, sites, why)?;
     }
     tx.view().group(id)?.ok_or_else(|| unknown("group", id))
 }
@@ -121,7 +127,26 @@ pub fn place(
         |edit| {
             edit.set(&site::membership(), &site::Membership { group }, why);
         },
-    )
+    )?;
+    settings::descend(tx, [site], why)?;
+    tx.view().site(site)?.ok_or_else(|| unknown("site", site))
+}
+
+/// Changes what a group says of settings; it descends to the sites that stand in it or below.
+///
+/// # Errors
+/// `Unknown` group; `Refused` when a value is out of its range.
+pub fn set(tx: &mut Tx<'_>, id: GroupId, edit: &SettingsEdit, why: &str) -> Result<GroupRow, StoreError> {
+    let row = tx.view().group(id)?.ok_or_else(|| unknown("group", id))?;
+    let changes = edit.changes_of(&row.own, why)?;
+    if changes.is_empty() {
+        return Ok(row);
+    }
+    tx.write(group::KIND, id.into(), |edit| settings::put(edit, &changes, why))?;
+    settings::journal(tx, (group::KIND, id.into()), &changes)?;
+    let sites = tx.view().sites_within(id)?;
+    settings::descend(tx, sites, why)?;
+    tx.view().group(id)?.ok_or_else(|| unknown("group", id))
 }
 
 /// Decides of which part of the fleet a site is told where its machines belong: of a group and all below it, or

@@ -1,10 +1,11 @@
 //! What people and machines ask for: read, ask policy, change, all in one transaction.
 //!
-//! `site`, `group`, `enrolment`, `certificate`, `workflow`, `node` and `task` are what people do; `boot` and `report` what machines do; `content`
+//! `settings`, `site`, `group`, `enrolment`, `certificate`, `workflow`, `node` and `task` are what people do; `boot` and `report` what machines do; `content`
 //! is what a site fetched; `quarantine` and `proposal` are what people decide of what a site was refused. Each command writes the documents and the journal entry together. Whether the
 //! caller may ask at all is decided before, at the door through which it came; whether this *site* may do
 //! it is asked here, in the transaction, because central will ask the same of what the site then delivers.
 
+pub mod settings;
 pub mod site;
 pub mod group;
 pub mod enrolment;

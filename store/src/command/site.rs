@@ -5,44 +5,23 @@ use std::collections::BTreeMap;
 use sync::{
     document::{
         contested,
-        site::{self, Effective, Identity, Resumed, Setting, UnknownMachines},
+        site::{self, Effective, Identity, Resumed},
     },
     id::{Origin, SiteId},
     journal::Event,
-    policy::Autonomy,
 };
 
-use super::{check_text, refused, register_set, unknown};
+use super::{check_text, refused, register_set, settings, unknown};
 use crate::{
     StoreError, Tx,
     view::SiteRow,
     writer::{meta, set_meta},
 };
 
+pub use super::settings::SettingsEdit;
+
 /// Names the epoch whose adoption is in the journal.
 const FOLLOWED: &str = "followed";
-
-/// Settings that are to change; what is absent stays.
-#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SettingsEdit {
-    /// How much the site may decide by itself.
-    pub autonomy: Option<Autonomy>,
-    /// What an unknown machine is given.
-    pub unknown_machines: Option<UnknownMachines>,
-    /// Whether boot requests are answered at all.
-    pub pxe_enabled: Option<bool>,
-    /// Seconds between heartbeats, `1..=300`.
-    pub heartbeat_s: Option<u64>,
-    /// Longest life of an order in seconds, `7_200..=259_200`.
-    pub order_max_s: Option<u64>,
-    /// Documents that the site may bring into being at central.
-    pub quota_documents: Option<u64>,
-    /// Changes and journal entries per second that central takes from it, `1..=100_000`.
-    pub quota_changes_s: Option<u64>,
-    /// Bytes of them per day, at least 1 MiB.
-    pub quota_bytes_day: Option<u64>,
-}
 
 /// Describes a new site.
 ///
@@ -79,57 +58,13 @@ pub fn create(tx: &mut Tx<'_>, name: &str, description: &str, location: &str) ->
     Ok(id)
 }
 
-/// Changes own settings of a site and materialises the effective ones under the next epoch.
+/// Changes own settings of a site and materialises the effective ones under the next epoch. Nothing happens where it
+/// says that already.
 ///
 /// # Errors
 /// `Unknown` site; `Refused` when a value is out of its range.
 pub fn set(tx: &mut Tx<'_>, id: SiteId, edit: &SettingsEdit, why: &str) -> Result<SiteRow, StoreError> {
-    let row = tx.view().site(id)?.ok_or_else(|| unknown("site", id))?;
-    if edit.heartbeat_s.is_some_and(|s| !(1..=300).contains(&s)) {
-        return refused("`heartbeat_s` is 1 to 300 seconds");
-    }
-    if edit.order_max_s.is_some_and(|s| !(7_200..=259_200).contains(&s)) {
-        return refused("`order_max_s` is 7200 to 259200 seconds");
-    }
-    if edit.quota_changes_s.is_some_and(|changes| !(1..=100_000).contains(&changes)) {
-        return refused("`quota_changes_s` is 1 to 100000 changes a second");
-    }
-    if edit.quota_bytes_day.is_some_and(|bytes| bytes < 1 << 20) {
-        return refused("`quota_bytes_day` is at least 1048576 bytes");
-    }
-    let before = row.effective;
-    let effective = Effective {
-        // Another life of central may have made epochs that only the site still knows.
-        epoch: before.epoch.max(tx.highest_epoch(id)?) + 1,
-        autonomy: edit.autonomy.unwrap_or(before.autonomy),
-        unknown_machines: edit.unknown_machines.unwrap_or(before.unknown_machines),
-        pxe_enabled: edit.pxe_enabled.unwrap_or(before.pxe_enabled),
-        heartbeat_s: edit.heartbeat_s.unwrap_or(before.heartbeat_s),
-        order_max_s: edit.order_max_s.unwrap_or(before.order_max_s),
-        quota_documents: edit.quota_documents.unwrap_or(before.quota_documents),
-        quota_changes_s: edit.quota_changes_s.unwrap_or(before.quota_changes_s),
-        quota_bytes_day: edit.quota_bytes_day.unwrap_or(before.quota_bytes_day),
-    };
-    let mut own: Vec<(&str, String)> = Vec::new();
-    own.extend(edit.autonomy.map(|value| ("autonomy", value.to_string())));
-    own.extend(edit.unknown_machines.map(|value| ("unknown_machines", value.to_string())));
-    own.extend(edit.pxe_enabled.map(|value| ("pxe_enabled", value.to_string())));
-    own.extend(edit.heartbeat_s.map(|value| ("heartbeat_s", value.to_string())));
-    own.extend(edit.order_max_s.map(|value| ("order_max_s", value.to_string())));
-    own.extend(edit.quota_documents.map(|value| ("quota_documents", value.to_string())));
-    own.extend(edit.quota_changes_s.map(|value| ("quota_changes_s", value.to_string())));
-    own.extend(edit.quota_bytes_day.map(|value| ("quota_bytes_day", value.to_string())));
-    tx.write(site::KIND, id.into(), |edit| {
-        for (key, value) in &own {
-            edit.set(&site::setting(key), &Setting { value: value.clone() }, why);
-        }
-        edit.set(&site::effective(), &effective, why);
-    })?;
-    tx.mint_epoch(id, &effective)?;
-    for (key, value) in own {
-        tx.journal_for(id, register_set(site::KIND, id, &format!("settings/{key}"), value))?;
-    }
-    tx.view().site(id)?.ok_or_else(|| unknown("site", id))
+    settings::set_site(tx, id, edit, why)
 }
 
 /// At central: confirms that the site may follow its orders again, in the life of its database that central
@@ -182,17 +117,16 @@ pub(crate) fn settle_epoch(tx: &mut Tx<'_>, id: SiteId) -> Result<(), StoreError
     }
     let found = tx.with_document(site::KIND, id.into(), |document| {
         let effective = contested::read(document, &site::effective());
-        let in_force = effective.sides().iter().max_by_key(|side| (side.value.epoch, side.written.at));
-        (effective.sides().len(), in_force.map(|side| side.value.clone()))
+        (effective.sides().len(), effective.sides().iter().map(|side| side.value.epoch).max())
     })?;
-    let Some((sides, Some(in_force))) = found else { return Ok(()) };
-    let highest = tx.highest_epoch(id)?.max(in_force.epoch);
-    if sides == 1 && in_force.epoch == highest {
+    let (Some((sides, Some(newest))), Some(row)) = (found, tx.view().site(id)?) else { return Ok(()) };
+    if sides == 1 && newest == tx.highest_epoch(id)?.max(newest) {
         return Ok(());
     }
-    let effective = Effective { epoch: highest + 1, ..in_force };
+    // What each life decided stands in the settings one by one.
+    let effective = settings::descending(tx, &row, row.own.clone())?;
     tx.write(site::KIND, id.into(), |edit| {
-        edit.set(&site::effective(), &effective, "central was restored; the settings stay as they are");
+        edit.set(&site::effective(), &effective, "central was restored");
     })?;
     tx.mint_epoch(id, &effective)?;
     tx.journal_for(id, register_set(site::KIND, id, "effective", format!("epoch {}", effective.epoch)))

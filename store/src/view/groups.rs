@@ -8,11 +8,14 @@ use std::collections::BTreeSet;
 use rusqlite::{Connection, OptionalExtension, params};
 use serde::{Deserialize, Serialize};
 use sync::{
-    document::{Document, contested, group},
+    document::{
+        Document, contested, group,
+        settings::{self, Own, Source},
+    },
     id::{GroupId, SiteId},
 };
 
-use super::{View, bodies};
+use super::{EffectiveRow, View, bodies};
 use crate::StoreError;
 
 /// A group and all below it, as `below`; the group is `?1`.
@@ -30,6 +33,8 @@ pub struct GroupRow {
     pub description: String,
     /// The group above, if there is one.
     pub parent: Option<GroupId>,
+    /// What it says itself of the settings of the sites in it.
+    pub own: Own,
 }
 
 impl View<'_> {
@@ -76,6 +81,26 @@ impl View<'_> {
         }
         names.reverse();
         Ok(names.join("/"))
+    }
+
+    /// What the groups from the top down to `group` say of settings.
+    pub fn levels(&self, group: Option<GroupId>) -> Result<Vec<(Source, Own)>, StoreError> {
+        let (mut levels, mut seen) = (Vec::new(), BTreeSet::new());
+        let mut next = group;
+        while let Some(group) = next
+            && seen.insert(group)
+        {
+            let row = self.group(group)?;
+            next = row.as_ref().and_then(|row| row.parent);
+            levels.extend(row.map(|row| (Source::Group(group), row.own)));
+        }
+        levels.reverse();
+        Ok(levels)
+    }
+
+    /// What holds for a site that stands in a group and says nothing itself.
+    pub fn settings_of(&self, group: GroupId) -> Result<EffectiveRow, StoreError> {
+        Ok(settings::descend(0, &self.levels(Some(group))?).into())
     }
 
     /// Whether `group` is `above`, or anywhere below it.
@@ -140,6 +165,7 @@ pub(super) fn refresh(sql: &Connection, doc: i64, document: &Document) -> Result
         name: identity.as_ref().map(|identity| identity.name.clone()).unwrap_or_default(),
         description: identity.map(|identity| identity.description).unwrap_or_default(),
         parent: parent.newest().and_then(|side| side.value.parent),
+        own: settings::own(document),
     };
     sql.prepare_cached(
         "INSERT OR REPLACE INTO view_groups (doc, id, parent, name, body) VALUES (?1, ?2, ?3, ?4, ?5)",

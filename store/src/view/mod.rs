@@ -36,13 +36,13 @@ pub use journal::{JournalFilter, JournalRow};
 pub use nodes::{NodeFilter, NodeRow};
 pub use proposals::{EndRow, ProposalFilter, ProposalRow, ProposalState};
 pub use quarantine::{ChangeDetail, QuarantineDetail, QuarantineFilter, QuarantineRow, RegisterDetail};
-pub use sites::SiteRow;
+pub use sites::{EffectiveRow, SiteRow};
 pub use status::{BootRow, PeerRow, ProgressRow};
 pub use tasks::{TaskFilter, TaskRow};
 pub use workflows::{VersionRow, WorkflowRow};
 
 /// Version of the derived tables.
-pub(crate) const VERSION: i64 = 2;
+pub(crate) const VERSION: i64 = 3;
 
 /// Reads derived tables, as they are in one snapshot or transaction.
 pub struct View<'c> {

@@ -1,9 +1,15 @@
 //! Sites: identity, place in the fleet and effective settings.
 
+use std::collections::BTreeMap;
+
 use rusqlite::{Connection, params};
 use serde::{Deserialize, Serialize};
 use sync::{
-    document::{Document, contested, site},
+    document::{
+        Document, contested,
+        settings::{self, Own},
+        site,
+    },
     id::{GroupId, SiteId},
     policy::{Autonomy, quota::Quota},
 };
@@ -26,6 +32,8 @@ pub struct SiteRow {
     pub group: Option<GroupId>,
     /// The group whose machines its directory has; none: those of the whole fleet.
     pub directory_domain: Option<GroupId>,
+    /// What it says itself of its settings.
+    pub own: Own,
     /// What it follows.
     pub effective: EffectiveRow,
 }
@@ -51,6 +59,8 @@ pub struct EffectiveRow {
     pub quota_changes_s: u64,
     /// Bytes of them per day.
     pub quota_bytes_day: u64,
+    /// Where each value comes from that is not the default: `site`, or the id of a group.
+    pub origins: BTreeMap<String, String>,
 }
 
 impl From<site::Effective> for EffectiveRow {
@@ -65,6 +75,7 @@ impl From<site::Effective> for EffectiveRow {
             quota_documents,
             quota_changes_s,
             quota_bytes_day,
+            origins,
         } = effective;
         EffectiveRow {
             epoch,
@@ -76,6 +87,7 @@ impl From<site::Effective> for EffectiveRow {
             quota_documents,
             quota_changes_s,
             quota_bytes_day,
+            origins: origins.unwrap_or_default(),
         }
     }
 }
@@ -123,6 +135,7 @@ pub(super) fn refresh(sql: &Connection, doc: i64, document: &Document) -> Result
         location: identity.map(|identity| identity.location).unwrap_or_default(),
         group: group.newest().and_then(|side| side.value.group),
         directory_domain: domain.newest().and_then(|side| side.value.group),
+        own: settings::own(document),
         // Of two concurrent epochs the higher one is followed.
         effective: effective
             .sides()

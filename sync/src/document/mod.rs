@@ -2,7 +2,7 @@
 //!
 //! `schema` says which kinds there are and which registers each has; `genesis` computes the first change
 //! of a document; `register` is how a decision is written, `contested` how it is read, with every side
-//! that concurrent writers left; `node`, `site`, `group`, `workflow`, `task` and `proposal` are the kinds.
+//! that concurrent writers left; `settings` what descends from groups to sites; `node`, `site`, `group`, `workflow`, `task` and `proposal` are the kinds.
 //!
 //! Only maps and scalars are used: no lists, no text, no marks, no counters yet. Nothing is deleted.
 //! Deliberately absent: autosurgeon, whose reconcile clobbers concurrent edits, and any `get` besides
@@ -15,6 +15,7 @@ pub mod node;
 pub mod proposal;
 pub mod register;
 pub mod schema;
+pub mod settings;
 pub mod site;
 pub mod task;
 pub mod workflow;

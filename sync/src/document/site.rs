@@ -57,8 +57,8 @@ value! {
 value! {
     /// One setting that the site or group has of its own, as text that its key gives a type.
     pub struct Setting {
-        /// The value.
-        pub value: String,
+        /// The value, or none where it comes from above again.
+        pub value: Option<String>,
     }
 }
 
@@ -73,7 +73,7 @@ value! {
         pub unknown_machines: UnknownMachines,
         /// Whether boot requests are answered at all.
         pub pxe_enabled: bool,
-        /// Seconds between heartbeats, `5..=300`.
+        /// Seconds between heartbeats, `1..=300`.
         pub heartbeat_s: u64,
         /// Longest life of an order in seconds.
         pub order_max_s: u64,
@@ -83,6 +83,8 @@ value! {
         pub quota_changes_s: u64,
         /// Bytes of them per day.
         pub quota_bytes_day: u64,
+        /// Where each value comes from that is not the default: `site`, or the id of a group.
+        pub origins: Option<std::collections::BTreeMap<String, String>>,
     }
 }
 
@@ -108,6 +110,7 @@ impl Default for Effective {
             quota_documents: Quota::DOCUMENTS,
             quota_changes_s: Quota::CHANGES_S,
             quota_bytes_day: Quota::BYTES_DAY,
+            origins: None,
         }
     }
 }

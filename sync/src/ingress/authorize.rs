@@ -595,7 +595,7 @@ mod tests {
                 edit.set(&site::directory_domain(), &whole, "")
             }
             "site settings" => {
-                edit.set(&site::setting("autonomy"), &site::Setting { value: "full".into() }, "")
+                edit.set(&site::setting("autonomy"), &site::Setting { value: Some("full".into()) }, "")
             }
             "group identity" => {
                 let identity = group::Identity { name: "shops".into(), description: String::new() };
@@ -603,7 +603,7 @@ mod tests {
             }
             "group parent" => edit.set(&group::parent(), &group::Parent { parent: None }, ""),
             "group settings" => {
-                edit.set(&group::setting("mode"), &site::Setting { value: "full".into() }, "")
+                edit.set(&group::setting("mode"), &site::Setting { value: Some("full".into()) }, "")
             }
             "node hardware" => edit.set(
                 &node::hardware(),

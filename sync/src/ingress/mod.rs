@@ -543,7 +543,7 @@ mod testing {
                 let group = random.perhaps(|random| crate::id::GroupId([random.byte(); 16]));
                 edit.set(&site::directory_domain(), &site::DirectoryDomain { group }, "")
             }
-            _ => edit.set(&site::setting("autonomy"), &site::Setting { value: "full".into() }, ""),
+            _ => edit.set(&site::setting("autonomy"), &site::Setting { value: Some("full".into()) }, ""),
         };
     }
 
@@ -553,7 +553,7 @@ mod testing {
                 let parent = random.perhaps(|random| crate::id::GroupId([random.byte(); 16]));
                 edit.set(&group::parent(), &group::Parent { parent }, "")
             }
-            _ => edit.set(&group::setting("order_max"), &site::Setting { value: "1".into() }, ""),
+            _ => edit.set(&group::setting("order_max"), &site::Setting { value: Some("1".into()) }, ""),
         };
     }
 

@@ -187,7 +187,7 @@ fn decide(edit: &mut Edit<'_>, kind: Kind) {
     match kind {
         Kind::Node => edit.set(&node::notes(), &node::Text { value: "seen".into() }, ""),
         Kind::Site | Kind::Group => {
-            edit.set(&site::setting("note"), &site::Setting { value: "seen".into() }, "")
+            edit.set(&site::setting("note"), &site::Setting { value: Some("seen".into()) }, "")
         }
         Kind::Task => edit.set(&task::cancel(), &task::Cancel { cancelled: true }, "no longer"),
         Kind::Workflow => {

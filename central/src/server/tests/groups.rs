@@ -130,3 +130,95 @@ async fn p6_operators_put_sites_into_groups_and_say_whose_machines_each_knows() 
     .assert_eq(&shown(&journal));
     central.server.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p1_what_a_group_says_of_settings_descends_and_shows_where_it_comes_from() {
+    let (folder, clock) = (folder(), Clock::at_noon());
+    let central = Central::start(folder.path(), &clock).await;
+    central.post("/sites", json!({ "name": "lyon" })).await;
+    central.post("/groups", json!({ "name": "europe" })).await;
+    central.post("/groups", json!({ "name": "france", "parent": "europe" })).await;
+    central.call("PUT", "/sites/lyon/group", Some(json!({ "group": "europe/france" }))).await;
+    let said = json!({ "autonomy": "full", "heartbeat_s": 60, "why": "bad links" });
+    let (status, europe) = central.call("PATCH", "/groups/europe/settings", Some(said)).await;
+    assert_eq!((status, &europe["own"]), (200, &json!({ "autonomy": "full", "heartbeat_s": "60" })));
+    let (status, lyon) = central.call("PATCH", "/sites/lyon", Some(json!({ "heartbeat_s": 10 }))).await;
+    assert_eq!((status, &lyon["effective"]["autonomy"]), (200, &json!("full")));
+    assert_eq!(lyon["settings_from"], json!({ "autonomy": "europe", "heartbeat_s": "site" }));
+    let effective = central.get("/groups/europe%2Ffrance/effective").await;
+    let of = (&effective["heartbeat_s"], &effective["origins"]["heartbeat_s"], &effective["epoch"]);
+    assert_eq!(of, (&json!(60), &json!("europe"), &Value::Null));
+
+    let mut lines = String::new();
+    for (path, body) in [
+        ("/groups/europe/settings", json!({ "autonomy": "total" })),
+        ("/groups/europe/settings", json!({ "heartbeat_s": 0 })),
+        ("/groups/europe/settings", json!({ "heartbeats": 10 })),
+        ("/groups/europe/settings", json!({ "autonomy": "full", "inherit": ["autonomy"] })),
+        ("/groups/asia/settings", json!({ "autonomy": "full" })),
+        ("/sites/lyon", json!({ "inherit": ["colour"] })),
+    ] {
+        let (status, answer) = central.call("PATCH", path, Some(body.clone())).await;
+        let said = |field: &str| answer[field].as_str().unwrap_or_default().to_string();
+        lines += &format!("{path} {body}\n  {status} {}: {}\n", said("detail"), said("why"));
+    }
+    expect![[r#"
+        /groups/europe/settings {"autonomy":"total"}
+          400 the body is not what is taken here: `total` is not a Autonomy: expected one of readonly limited full
+        /groups/europe/settings {"heartbeat_s":0}
+          409 this cannot be done as asked; nothing was changed: `heartbeat_s` is 1 to 300 seconds, not `0`
+        /groups/europe/settings {"heartbeats":10}
+          400 the body is not what is taken here: unknown field `heartbeats`, expected one of `autonomy`, `unknown_machines`, `pxe_enabled`, `heartbeat_s`, `order_max_s`, `quota_documents`, `quota_changes_s`, `quota_bytes_day`, `inherit`
+        /groups/europe/settings {"autonomy":"full","inherit":["autonomy"]}
+          409 this cannot be done as asked; nothing was changed: `autonomy` cannot be `full` and come from above; say one of both
+        /groups/asia/settings {"autonomy":"full"}
+          404 group asia is not known here: no such thing is known here, or the address is misspelt
+        /sites/lyon {"inherit":["colour"]}
+          400 the body is not what is taken here: `colour` is not a Key: expected one of autonomy unknown_machines pxe_enabled heartbeat_s order_max_s quota_documents quota_changes_s quota_bytes_day
+    "#]].assert_eq(&lines);
+
+    // The same on the command line.
+    let token = folder.path().join("central").join(ADMIN_TOKEN);
+    let client = Client::open(&format!("http://{}", central.server.http()), &token).unwrap();
+    let said = off_runtime(move || {
+        let words = |said: &[(&str, &str)]| -> Vec<(String, String)> {
+            said.iter().map(|(key, value)| ((*key).to_string(), (*value).to_string())).collect()
+        };
+        let change = |said: &[(&str, &str)], inherit: &[&str]| {
+            (words(said), inherit.iter().map(|key| (*key).to_string()).collect::<Vec<_>>())
+        };
+        let (said, inherit) = change(&[("pxe_enabled", "false"), ("autonomy", "limited")], &[]);
+        let change_group = tree::Change { said: &said, inherit: &inherit, why: "" };
+        let mut shown = tree::set_group(&client, "europe/france", &change_group).unwrap();
+        let (said, inherit) = change(&[("order_max_s", "7200")], &["heartbeat_s"]);
+        let change_site = tree::Change { said: &said, inherit: &inherit, why: "a test" };
+        shown += &tree::set_site(&client, "lyon", &change_site).unwrap();
+        assert!(shown.ends_with(&tree::show_site(&client, "lyon").unwrap()));
+        let (said, inherit) = change(&[("order_max_s", "7")], &[]);
+        let wrong = tree::Change { said: &said, inherit: &inherit, why: "" };
+        shown + &tree::set_site(&client, "lyon", &wrong).unwrap_err().to_string()
+    })
+    .await;
+    expect![[r#"
+        autonomy  limited  from europe/france
+        unknown_machines  hold  default
+        pxe_enabled  false  from europe/france
+        heartbeat_s  60  from europe
+        order_max_s  259200  default
+        quota_documents  100000  default
+        quota_changes_s  200  default
+        quota_bytes_day  1073741824  default
+        site lyon, settings epoch 5
+        autonomy  limited  from europe/france
+        unknown_machines  hold  default
+        pxe_enabled  false  from europe/france
+        heartbeat_s  60  from europe
+        order_max_s  7200  its own
+        quota_documents  100000  default
+        quota_changes_s  200  default
+        quota_bytes_day  1073741824  default
+        error: the settings of site `lyon` were not changed
+          why: this cannot be done as asked; nothing was changed: `order_max_s` is 7200 to 259200 seconds, not `7`
+          next: change the request, or what it contradicts, and send it again
+    "#]].assert_eq(&shown(&said));
+}
