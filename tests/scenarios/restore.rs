@@ -361,7 +361,13 @@ fn p15_a_central_that_was_rolled_back_without_being_told_is_found_out_by_its_own
 
 /// What a site sees of a machine that asks for its go-ahead.
 fn go_ahead(world: &mut World, site: SiteId, task: &TaskRow) -> String {
-    let (report, node, about) = (ReportId(world.random.bytes()), task.node, (task.id, 1));
+    let report = ReportId(world.random.bytes());
+    go_ahead_as(world, site, task, report)
+}
+
+/// The same under the id of a report, which may have been answered before.
+fn go_ahead_as(world: &mut World, site: SiteId, task: &TaskRow, report: ReportId) -> String {
+    let (node, about) = (task.node, (task.id, 1));
     let ask = move |tx: &mut store::Tx<'_>| report::event(tx, site, report, node, about, &Report::GoAhead);
     let answer = world.run(Origin::Site(site), "machine", ask).expect("the report is taken");
     let said = answer.body["why"].as_str().or(answer.body["answer"].as_str());
@@ -481,6 +487,36 @@ fn p15_a_recovering_central_gives_no_order_settles_nothing_and_says_whom_it_wait
     world.set_link(bern, true);
     world.until("bern is back", MINUTE * 3, |world| world.in_agreement(bern));
     assert!(!world.store(Origin::Site(bern)).read(|view| view.central_recovers()).unwrap());
+}
+
+#[test]
+fn h3_p15_a_go_ahead_that_was_given_before_a_restore_is_kept_back_until_somebody_confirms() {
+    // The backup has the answer; or it is of before, and central tells that the order was consumed.
+    for has_answer in [true, false] {
+        let mut world = World::new(23);
+        let lyon = world.add_site("lyon");
+        let site = Origin::Site(lyon);
+        let workflow = publish(&mut world);
+        let node = create(&mut world, lyon, 1);
+        let task = order(&mut world, node, workflow).unwrap();
+        world.until("both agree", MINUTE, |world| world.in_agreement(lyon));
+        let report = ReportId([7; 16]);
+        if !has_answer {
+            keep(&mut world, site);
+        }
+        assert_eq!(go_ahead_as(&mut world, lyon, &task, report), "200 go");
+        world.until("both agree", MINUTE * 2, |world| world.in_agreement(lyon));
+        if has_answer {
+            keep(&mut world, site);
+        }
+        restore(&mut world, site, Back::Database);
+        world.until("both agree", MINUTE * 2, |world| world.in_agreement(lyon));
+        // The machine never got its answer and asks again.
+        let said = go_ahead_as(&mut world, lyon, &task, report);
+        assert!(said.starts_with("202 this site follows no orders at the moment: "), "{has_answer}: {said}");
+        world.run(site, "bob", |tx| tx.resume_orders()).expect("somebody confirms");
+        assert_eq!(go_ahead_as(&mut world, lyon, &task, report), "200 go", "{has_answer}");
+    }
 }
 
 #[test]

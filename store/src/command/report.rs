@@ -203,7 +203,11 @@ pub fn event(
     it: &Report,
 ) -> Result<Answer, StoreError> {
     if let Some(answer) = answered_before(tx, report)? {
-        return Ok(answer);
+        return if *it == Report::GoAhead && answer.status == 200 {
+            confirmed(tx, answer)
+        } else {
+            Ok(answer)
+        };
     }
     let (id, attempt) = about;
     let node = tx.view().node(node)?.ok_or_else(|| unknown("node", node))?;
@@ -295,8 +299,8 @@ fn go_ahead(
             boot::set_state(tx, node.id, node.state, &state, false)?;
             Ok(Answer { status: 200, body: json!({ "answer": "go" }) })
         }
-        // Repeated reports were answered before this was asked; here the same report cannot come.
-        Liveness::Consumed => Ok(Answer { status: 200, body: json!({ "answer": "go" }) }),
+        // What this report consumed came back to a database that had forgotten it.
+        Liveness::Consumed => confirmed(tx, Answer { status: 200, body: json!({ "answer": "go" }) }),
         Liveness::UnderWay => take_up_again(tx, report, node, row),
         Liveness::AwaitsApproval => {
             let why = "the task waits for approval";
@@ -306,6 +310,14 @@ fn go_ahead(
             refuse(tx, report, node, &Report::GoAhead, &reason)
         }
     }
+}
+
+/// A go-ahead that was given before, unless this site follows no orders: then what was allowed may have been overtaken in
+/// the time that its database has forgotten, and the machine waits until somebody confirms.
+fn confirmed(tx: &Tx<'_>, given: Answer) -> Result<Answer, StoreError> {
+    let Some(why) = tx.view().suspended()? else { return Ok(given) };
+    let why = format!("this site follows no orders at the moment: {why}");
+    Ok(Answer { status: WAIT, body: json!({ "answer": "wait", "why": why }) })
 }
 
 /// The machine lost power in the middle and booted the same attempt again.
