@@ -187,8 +187,11 @@ impl Checks {
         match origin {
             Origin::Site(site) => {
                 // Nobody at the site knows yet what it has forgotten.
-                let forgets = |fact: &Thing| !told && !here.contains(fact);
-                self.consumed.retain(|_, (_, fact)| !forgets(fact));
+                let answered = &self.answered;
+                let forgets = |report: &ReportId, fact: &Thing| {
+                    !told && answered.get(report) == Some(&site) && !here.contains(fact)
+                };
+                self.consumed.retain(|_, (report, fact)| !forgets(report, fact));
                 let consumed = &self.consumed;
                 self.goes.retain(|about, _| consumed.contains_key(about));
                 if told {
