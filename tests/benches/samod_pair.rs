@@ -1,10 +1,12 @@
 //! samod, the peer-to-peer repository of Automerge documents, on the same documents.
 //!
-//! Two repositories with their storage in memory, over TCP on loopback, through a relay that counts bytes and
-//! messages. Both open every document first, because samod speaks of open documents only. Where nothing is said for
-//! [`QUIET`] after both have all of the other's changes, they have come together.
+//! Two repositories with a folder each, over TCP on loopback, through a relay that counts bytes and messages. The site's folder
+//! begins as a copy of central's. Both open every document before they meet, because samod speaks of open documents only.
+//! Where nothing is said for [`QUIET`] after both have all of the other's changes, they have come together.
 
 use std::{
+    fs,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -13,7 +15,7 @@ use std::{
 };
 
 use automerge::{Automerge, ROOT, ReadDoc as _, transaction::Transactable as _};
-use samod::{BackoffConfig, DocHandle, DocumentId, PeerId, Repo, Transport, storage::InMemoryStorage};
+use samod::{BackoffConfig, DocHandle, DocumentId, PeerId, Repo, Transport, storage::TokioFilesystemStorage};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::TcpListener,
@@ -25,12 +27,12 @@ use url::Url;
 const QUIET: Duration = Duration::from_secs(1);
 
 /// How long both may take.
-const PATIENCE: Duration = Duration::from_secs(600);
+const PATIENCE: Duration = Duration::from_secs(1_800);
 
 /// Two repositories that hold the same documents.
 pub(crate) struct Pair {
     runtime: Runtime,
-    storages: [InMemoryStorage; 2],
+    folder: tempfile::TempDir,
     documents: Vec<DocumentId>,
 }
 
@@ -54,30 +56,26 @@ impl Pair {
     /// Gives both repositories the documents.
     pub(crate) fn holding(documents: Vec<Automerge>) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
-        let storages = [InMemoryStorage::new(), InMemoryStorage::new()];
-        let ids = runtime.block_on(async {
-            let [central, site] = [load("central", &storages[0]).await, load("site", &storages[1]).await];
+        let folder = tempfile::tempdir().expect("a folder");
+        let documents = runtime.block_on(async {
+            let central = load("central", folder.path()).await;
             let mut ids = Vec::with_capacity(documents.len());
             for document in documents {
                 let handle = central.create(document).await.expect("a document");
                 ids.push(handle.document_id().clone());
             }
-            let carried = Arc::new(Carried::default());
-            let line = connect(&central, &site, &carried).await;
-            let handles = open(&site, &ids).await;
-            line.until_settled(&handles, &carried).await;
             central.stop().await;
-            site.stop().await;
             ids
         });
-        Pair { runtime, storages, documents: ids }
+        copy(&folder.path().join("central"), &folder.path().join("site"));
+        Pair { runtime, folder, documents }
     }
 
     /// Both start anew from what they stored, central writes into so many documents, and they meet.
     pub(crate) fn meet(&self, changed: usize, value: &str) -> Cost {
         self.runtime.block_on(async {
             let [central, site] =
-                [load("central", &self.storages[0]).await, load("site", &self.storages[1]).await];
+                [load("central", self.folder.path()).await, load("site", self.folder.path()).await];
             let ours = open(&central, &self.documents).await;
             let theirs = open(&site, &self.documents).await;
             for handle in ours.iter().take(changed) {
@@ -110,8 +108,23 @@ impl Pair {
     }
 }
 
-async fn load(name: &str, storage: &InMemoryStorage) -> Repo {
-    Repo::build_tokio().with_peer_id(PeerId::from(name)).with_storage(storage.clone()).load().await
+async fn load(name: &str, folder: &Path) -> Repo {
+    let storage = TokioFilesystemStorage::new(folder.join(name));
+    Repo::build_tokio().with_peer_id(PeerId::from(name)).with_storage(storage).load().await
+}
+
+/// Copies a repository's documents; who it is, stays.
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("a folder");
+    for entry in fs::read_dir(from).expect("a folder") {
+        let from: PathBuf = entry.expect("an entry").path();
+        let name = from.file_name().expect("a name");
+        if from.is_dir() {
+            copy(&from, &to.join(name));
+        } else if !name.to_string_lossy().contains("storage-adapter-id") {
+            fs::copy(&from, to.join(name)).expect("a file");
+        }
+    }
 }
 
 async fn open(repo: &Repo, ids: &[DocumentId]) -> Vec<DocHandle> {
