@@ -280,15 +280,8 @@ enum GroupCommand {
         /// Path or id
         #[arg(value_name = "GROUP")]
         group: String,
-        /// Each as key=value, such as autonomy=full
-        #[arg(value_name = "KEY=VALUE", required_unless_present = "inherit", value_parser = setting)]
-        said: Vec<(String, String)>,
-        /// A setting that comes from above again; may be given several times
-        #[arg(long, value_name = "KEY")]
-        inherit: Vec<String>,
-        /// Why, for the journal
-        #[arg(long, value_name = "TEXT", default_value = "")]
-        why: String,
+        #[command(flatten)]
+        change: SettingsChange,
     },
     /// Shows what a site in this group follows that says nothing itself, and where each setting comes from
     Settings {
@@ -308,6 +301,25 @@ enum GroupCommand {
         #[arg(long, value_name = "TEXT", default_value = "")]
         why: String,
     },
+}
+
+#[derive(Args)]
+struct SettingsChange {
+    /// Each as key=value, such as autonomy=full
+    #[arg(value_name = "KEY=VALUE", required_unless_present = "inherit", value_parser = setting)]
+    said: Vec<(String, String)>,
+    /// A setting that comes from above again; may be given several times
+    #[arg(long, value_name = "KEY")]
+    inherit: Vec<String>,
+    /// Why, for the journal
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    why: String,
+}
+
+impl SettingsChange {
+    fn wanted(&self) -> tree::Change<'_> {
+        tree::Change { said: &self.said, inherit: &self.inherit, why: &self.why }
+    }
 }
 
 #[derive(Subcommand)]
@@ -332,15 +344,8 @@ enum SiteCommand {
         /// Name or id
         #[arg(value_name = "SITE")]
         site: String,
-        /// Each as key=value, such as autonomy=full
-        #[arg(value_name = "KEY=VALUE", required_unless_present = "inherit", value_parser = setting)]
-        said: Vec<(String, String)>,
-        /// A setting that comes from above again; may be given several times
-        #[arg(long, value_name = "KEY")]
-        inherit: Vec<String>,
-        /// Why, for the journal
-        #[arg(long, value_name = "TEXT", default_value = "")]
-        why: String,
+        #[command(flatten)]
+        change: SettingsChange,
     },
     /// Shows what a site follows, and where each setting comes from
     Settings {
@@ -643,9 +648,7 @@ fn groups(client: &Client, command: GroupCommand) -> Result<(), Failure> {
         GroupCommand::Move { group, below, top: _, why } => {
             tree::edit(client, &group, None, Some(below.as_deref()), &why)?
         }
-        GroupCommand::Set { group, said, inherit, why } => {
-            tree::set_group(client, &group, &tree::Change { said: &said, inherit: &inherit, why: &why })?
-        }
+        GroupCommand::Set { group, change } => tree::set_group(client, &group, &change.wanted())?,
         GroupCommand::Settings { group } => tree::show_group(client, &group)?,
         GroupCommand::Rename { group, to, why } => tree::edit(client, &group, Some(&to), None, &why)?,
     })
@@ -656,9 +659,7 @@ fn sites(client: &Client, command: SiteCommand) -> Result<(), Failure> {
         SiteCommand::Place { site, group, nowhere: _, why } => {
             tree::place(client, &site, group.as_deref(), &why)?
         }
-        SiteCommand::Set { site, said, inherit, why } => {
-            tree::set_site(client, &site, &tree::Change { said: &said, inherit: &inherit, why: &why })?
-        }
+        SiteCommand::Set { site, change } => tree::set_site(client, &site, &change.wanted())?,
         SiteCommand::Settings { site } => tree::show_site(client, &site)?,
         SiteCommand::Directory { site, group, whole: _, why } => {
             tree::domain(client, &site, group.as_deref(), &why)?

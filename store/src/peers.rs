@@ -1,7 +1,5 @@
 //! What this replica and a peer have of each other.
 
-use std::collections::BTreeSet;
-
 use rusqlite::{OptionalExtension, params};
 use sync::{
     document::Kind,
@@ -16,6 +14,7 @@ use sync::{
 use crate::{
     StoreError, Tx,
     authority::Known,
+    command::{node, proposal, settings, site},
     life,
     log::{self, signed},
     quarantine::{Aside, NOTHING},
@@ -277,7 +276,7 @@ impl Tx<'_> {
         }
         ours_came_back |= self.take_run(run, peer, cursor.position)?;
         self.known.replace(None);
-        crate::command::site::follow_epoch(self)?;
+        site::follow_epoch(self)?;
         self.outdate_agreement(peer)?;
         if self.ever_aside(peer)? > before {
             self.set_agreement(peer, false)?;
@@ -313,24 +312,19 @@ impl Tx<'_> {
         let Some(Run { kind, id, batch }) = run else { return Ok(false) };
         let (batch, seals): (Vec<Vec<u8>>, Vec<Option<Seal>>) = batch.into_iter().unzip();
         let admitted = self.admit(kind, id, &batch, &seals, peer, upto)?;
-        if kind == Kind::Node && self.state.origin == Origin::Central {
-            crate::command::node::settle_home(self, id.into())?;
+        match kind {
+            Kind::Node => node::settle_home(self, id.into())?,
+            Kind::Workflow | Kind::Task => {}
+            Kind::Proposal => proposal::settle(self, id.into())?,
+            Kind::Site => {
+                site::follow_resumed(self, id.into())?;
+                settings::descend(self, [id.into()], "settings came back")?;
+            }
+            Kind::Group => {
+                let sites = self.view().sites_within(id.into())?;
+                settings::descend(self, sites, "settings came back")?;
+            }
         }
-        if kind == Kind::Proposal {
-            crate::command::proposal::settle(self, id.into())?;
-        }
-        if kind == Kind::Site {
-            crate::command::site::follow_resumed(self, id.into())?;
-            crate::command::site::settle_epoch(self, id.into())?;
-        }
-        // What a site brings back may be settings that had descended, or not yet.
-        let reached = match kind {
-            _ if self.state.origin != Origin::Central || admitted.accepted == 0 => BTreeSet::new(),
-            Kind::Site => [id.into()].into(),
-            Kind::Group => self.view().sites_within(id.into())?,
-            Kind::Node | Kind::Workflow | Kind::Task | Kind::Proposal => BTreeSet::new(),
-        };
-        crate::command::settings::descend(self, reached, "settings came back")?;
         if kind != Kind::Node {
             // What a site may do stands in other documents.
             self.known.replace(Some(Known::default()));

@@ -20,7 +20,7 @@ use sync::{
 
 use crate::{
     StoreError, Tx, View,
-    command::{check_text, node, settings, site},
+    command::{check_text, node, settings},
     log::{Row, signed},
     view::NodeFilter,
     writer::{meta, set_meta},
@@ -179,14 +179,7 @@ impl Tx<'_> {
         for id in homeless {
             node::settle_home(self, id)?;
         }
-        for id in &sites {
-            site::settle_epoch(self, *id)?;
-        }
-        settings::descend(
-            self,
-            sites.iter().copied(),
-            "central was restored; groups may say something else",
-        )?;
+        settings::descend(self, sites.iter().copied(), "central was restored")?;
         for id in sites {
             // Whoever has not joined yet is told when he does.
             if self.view().peer(Origin::Site(id))?.life.is_some() {

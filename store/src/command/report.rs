@@ -203,11 +203,7 @@ pub fn event(
     it: &Report,
 ) -> Result<Answer, StoreError> {
     if let Some(answer) = answered_before(tx, report)? {
-        return if *it == Report::GoAhead && answer.status == 200 {
-            confirmed(tx, answer)
-        } else {
-            Ok(answer)
-        };
+        return if answer == go() { confirmed(tx) } else { Ok(answer) };
     }
     let (id, attempt) = about;
     let node = tx.view().node(node)?.ok_or_else(|| unknown("node", node))?;
@@ -297,10 +293,10 @@ fn go_ahead(
                 install_nonce: Some(install_nonce),
             };
             boot::set_state(tx, node.id, node.state, &state, false)?;
-            Ok(Answer { status: 200, body: json!({ "answer": "go" }) })
+            Ok(go())
         }
         // What this report consumed came back to a database that had forgotten it.
-        Liveness::Consumed => confirmed(tx, Answer { status: 200, body: json!({ "answer": "go" }) }),
+        Liveness::Consumed => confirmed(tx),
         Liveness::UnderWay => take_up_again(tx, report, node, row),
         Liveness::AwaitsApproval => {
             let why = "the task waits for approval";
@@ -312,10 +308,15 @@ fn go_ahead(
     }
 }
 
+/// The go-ahead.
+fn go() -> Answer {
+    Answer { status: 200, body: json!({ "answer": "go" }) }
+}
+
 /// A go-ahead that was given before, unless this site follows no orders: then what was allowed may have been overtaken in
 /// the time that its database has forgotten, and the machine waits until somebody confirms.
-fn confirmed(tx: &Tx<'_>, given: Answer) -> Result<Answer, StoreError> {
-    let Some(why) = tx.view().suspended()? else { return Ok(given) };
+fn confirmed(tx: &Tx<'_>) -> Result<Answer, StoreError> {
+    let Some(why) = tx.view().suspended()? else { return Ok(go()) };
     let why = format!("this site follows no orders at the moment: {why}");
     Ok(Answer { status: WAIT, body: json!({ "answer": "wait", "why": why }) })
 }

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 
 use sync::{
     document::{
-        Kind,
+        Kind, contested,
         register::Edit,
         settings::{self, Key, Own, Source},
         site::{self, Effective, Setting, UnknownMachines},
@@ -148,7 +148,7 @@ pub(super) fn set_site(
 }
 
 /// What descends to a site that says `own`, under the next epoch.
-pub(super) fn descending(tx: &Tx<'_>, row: &SiteRow, own: Own) -> Result<Effective, StoreError> {
+fn descending(tx: &Tx<'_>, row: &SiteRow, own: Own) -> Result<Effective, StoreError> {
     let mut levels = tx.view().levels(row.group)?;
     levels.push((Source::Site, own));
     // Another life of central may have made epochs that only the site still knows.
@@ -156,7 +156,9 @@ pub(super) fn descending(tx: &Tx<'_>, row: &SiteRow, own: Own) -> Result<Effecti
     Ok(settings::descend(epoch, &levels))
 }
 
-/// At central: brings sites to what descends to them by now. In recovery it waits.
+/// At central: brings sites to what descends to them by now, under one epoch where two lives of central made several,
+/// and above any that the site was seen to follow. What each life decided stands in the settings one by one. In
+/// recovery it waits.
 pub(crate) fn descend(
     tx: &mut Tx<'_>,
     sites: impl IntoIterator<Item = SiteId>,
@@ -169,8 +171,12 @@ pub(crate) fn descend(
         // One that is only named by a group is described when its document is here.
         let Some(row) = tx.view().site(id)?.filter(|row| !row.name.is_empty()) else { continue };
         let effective = descending(tx, &row, row.own.clone())?;
+        let sides = tx.with_document(site::KIND, id.into(), |document| {
+            contested::read(document, &site::effective()).sides().len()
+        })?;
         let (epoch, before) = (row.effective.epoch, row.effective);
-        if before == (Effective { epoch, ..effective.clone() }).into() {
+        let is_settled = sides.is_some_and(|sides| sides <= 1) && tx.highest_epoch(id)? <= epoch;
+        if is_settled && before == (Effective { epoch, ..effective.clone() }).into() {
             continue;
         }
         tx.write(site::KIND, id.into(), |edit| {

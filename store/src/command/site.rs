@@ -109,29 +109,6 @@ pub(crate) fn follow_resumed(tx: &mut Tx<'_>, heard: SiteId) -> Result<(), Store
     }
 }
 
-/// At central: puts one settings epoch in the place of several that two lives of central made, and above any
-/// that the site was seen to follow. In recovery it waits.
-pub(crate) fn settle_epoch(tx: &mut Tx<'_>, id: SiteId) -> Result<(), StoreError> {
-    if tx.origin() != Origin::Central || tx.view().suspended()?.is_some() {
-        return Ok(());
-    }
-    let found = tx.with_document(site::KIND, id.into(), |document| {
-        let effective = contested::read(document, &site::effective());
-        (effective.sides().len(), effective.sides().iter().map(|side| side.value.epoch).max())
-    })?;
-    let (Some((sides, Some(newest))), Some(row)) = (found, tx.view().site(id)?) else { return Ok(()) };
-    if sides == 1 && newest == tx.highest_epoch(id)?.max(newest) {
-        return Ok(());
-    }
-    // What each life decided stands in the settings one by one.
-    let effective = settings::descending(tx, &row, row.own.clone())?;
-    tx.write(site::KIND, id.into(), |edit| {
-        edit.set(&site::effective(), &effective, "central was restored");
-    })?;
-    tx.mint_epoch(id, &effective)?;
-    tx.journal_for(id, register_set(site::KIND, id, "effective", format!("epoch {}", effective.epoch)))
-}
-
 /// At a site: notes in the journal that another epoch is followed from here on, once.
 ///
 /// This stands in the transaction that brings the settings: central judges what the site writes by the

@@ -70,32 +70,30 @@ impl View<'_> {
 
     /// Names from the top down to a group. What is not known here shows as its id.
     pub fn group_path(&self, group: GroupId) -> Result<String, StoreError> {
-        let (mut names, mut seen) = (Vec::new(), BTreeSet::new());
-        let mut next = Some(group);
-        while let Some(group) = next
-            && seen.insert(group)
-        {
-            let row = self.group(group)?;
-            names.push(row.as_ref().map_or_else(|| group.to_string(), |row| row.name.clone()));
-            next = row.and_then(|row| row.parent);
-        }
-        names.reverse();
+        let line = self.line_to(Some(group))?.into_iter();
+        let names: Vec<String> =
+            line.map(|(id, row)| row.map_or_else(|| id.to_string(), |row| row.name)).collect();
         Ok(names.join("/"))
     }
 
     /// What the groups from the top down to `group` say of settings.
     pub fn levels(&self, group: Option<GroupId>) -> Result<Vec<(Source, Own)>, StoreError> {
-        let (mut levels, mut seen) = (Vec::new(), BTreeSet::new());
-        let mut next = group;
+        let line = self.line_to(group)?.into_iter();
+        Ok(line.filter_map(|(id, row)| Some((Source::Group(id), row?.own))).collect())
+    }
+
+    /// The groups from the top down to `group`, as far as they are known here.
+    fn line_to(&self, group: Option<GroupId>) -> Result<Vec<(GroupId, Option<GroupRow>)>, StoreError> {
+        let (mut line, mut seen, mut next) = (Vec::new(), BTreeSet::new(), group);
         while let Some(group) = next
             && seen.insert(group)
         {
             let row = self.group(group)?;
             next = row.as_ref().and_then(|row| row.parent);
-            levels.extend(row.map(|row| (Source::Group(group), row.own)));
+            line.push((group, row));
         }
-        levels.reverse();
-        Ok(levels)
+        line.reverse();
+        Ok(line)
     }
 
     /// What holds for a site that stands in a group and says nothing itself.
