@@ -123,7 +123,7 @@ fn verdict(item: &Value) -> &'static str {
     if item["denied"] == true { "denied" } else { "unsound" }
 }
 
-fn text(value: &Value, field: &str) -> String {
+pub(crate) fn text(value: &Value, field: &str) -> String {
     plain(&value[field])
 }
 

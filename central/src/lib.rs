@@ -26,6 +26,9 @@ mod http;
 
 pub mod client;
 pub mod desk;
+pub mod conflicts;
+pub mod twins;
+pub mod moves;
 pub mod tree;
 pub mod backup;
 pub mod archive;

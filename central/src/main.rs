@@ -11,11 +11,12 @@ use central::{
     archive, backup,
     client::{self, Client},
     config::{self, Config, Layer},
-    desk,
+    conflicts, desk,
     event_loop::{self, Edge},
     failure::{Exit, Failure},
+    moves,
     server::{ADMIN_TOKEN, Server},
-    tree,
+    tree, twins,
 };
 use clap::{Args, Parser, Subcommand};
 
@@ -56,6 +57,28 @@ Examples:
   holdfast-central quarantine export 7 --to 7.bin
   holdfast-central quarantine release 7 --why 'agreed on the phone'
   holdfast-central quarantine dismiss 8 --why 'a damaged disk'";
+
+const CONFLICT_EXAMPLES: &str = "\
+Examples:
+  holdfast-central conflicts list --site lyon
+  holdfast-central conflicts show 7
+  holdfast-central conflicts resolve 7 --accept-site --why 'they know the machine'
+  holdfast-central conflicts resolve 8 --value '{\"value\":\"till-1\"}'
+  holdfast-central conflicts settle central_wins --site lyon --path hostname --dry-run
+  holdfast-central conflicts revert 7 --why 'it was the other one'";
+
+const TWIN_EXAMPLES: &str = "\
+Examples:
+  holdfast-central twins list
+  holdfast-central twins same 93ea065b84c82c6db6c70e34dfe4b0cb --of 1f60b6ab0dc1c3b0a63d4f1a6b3a1f5e
+  holdfast-central twins apart 93ea065b84c82c6db6c70e34dfe4b0cb --why 'a cloned virtual machine'";
+
+const MIGRATION_EXAMPLES: &str = "\
+Examples:
+  holdfast-central migrations list --state open
+  holdfast-central migrations approve 93ea065b84c82c6db6c70e34dfe4b0cb --why 'the till moved'
+  holdfast-central migrations break-fence 93ea065b84c82c6db6c70e34dfe4b0cb --name till-1 --why 'the office burned down'
+  holdfast-central migrations decide approve --from lyon --to bern --dry-run";
 
 const GROUP_EXAMPLES: &str = "\
 Examples:
@@ -220,6 +243,33 @@ enum Command {
     Quarantine {
         #[command(subcommand)]
         command: QuarantineCommand,
+        /// The running server [default: http:// and `listen_http`]
+        #[arg(long, global = true, value_name = "URL", env = "HOLDFAST_CENTRAL_SERVER")]
+        server: Option<String>,
+    },
+    /// Looks at what central and sites disagree about, and settles it
+    #[command(after_help = CONFLICT_EXAMPLES)]
+    Conflicts {
+        #[command(subcommand)]
+        command: conflicts::Command,
+        /// The running server [default: http:// and `listen_http`]
+        #[arg(long, global = true, value_name = "URL", env = "HOLDFAST_CENTRAL_SERVER")]
+        server: Option<String>,
+    },
+    /// Looks at machines that may be one, and says which are
+    #[command(after_help = TWIN_EXAMPLES)]
+    Twins {
+        #[command(subcommand)]
+        command: twins::Command,
+        /// The running server [default: http:// and `listen_http`]
+        #[arg(long, global = true, value_name = "URL", env = "HOLDFAST_CENTRAL_SERVER")]
+        server: Option<String>,
+    },
+    /// Looks at machines that boot elsewhere than at home, and decides where they belong
+    #[command(after_help = MIGRATION_EXAMPLES)]
+    Migrations {
+        #[command(subcommand)]
+        command: moves::Command,
         /// The running server [default: http:// and `listen_http`]
         #[arg(long, global = true, value_name = "URL", env = "HOLDFAST_CENTRAL_SERVER")]
         server: Option<String>,
@@ -517,6 +567,9 @@ fn run(command: Command, settings: Settings) -> Result<(), Failure> {
         }
         Command::Recovery { server } => show_recovery(&client(&config, server)?.recovery()?),
         Command::Resume { anyway, why, server } => resume(&client(&config, server)?, anyway, &why),
+        Command::Conflicts { command, server } => say(&conflicts::run(&client(&config, server)?, command)?),
+        Command::Twins { command, server } => say(&twins::run(&client(&config, server)?, command)?),
+        Command::Migrations { command, server } => say(&moves::run(&client(&config, server)?, command)?),
         Command::Group { command, server } => groups(&client(&config, server)?, command),
         Command::Site { command, server } => sites(&client(&config, server)?, command),
         Command::Config(ConfigCommand::Check) => {

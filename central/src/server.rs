@@ -55,6 +55,9 @@ pub(crate) const KEPT: [&str; 4] = [ca::FILE, ADMIN_TOKEN, KEYS, "seal"];
 /// How often central's own certificate is made anew. It is good for a year, and some programs run longer.
 const CERTIFICATE: Duration = Duration::from_secs(86_400);
 
+/// How often central looks for claims that end and fences that open.
+const CLAIMS: Duration = Duration::from_secs(60);
+
 /// How long requests and sessions that are under way may take to end.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -75,6 +78,11 @@ impl Server {
     /// # Errors
     /// For people: the data folder is unusable or in use, or an address cannot be listened on.
     pub async fn start(config: &Config, edge: Edge) -> Result<Self, Failure> {
+        Server::start_looking(config, edge, CLAIMS).await
+    }
+
+    /// The same, with how often it looks for claims that end and fences that open.
+    async fn start_looking(config: &Config, edge: Edge, every: Duration) -> Result<Self, Failure> {
         let Data { lock, admin, seat, keys, store } = {
             let (folder, edge) = (config.data_dir.clone(), edge.clone());
             let generation = config.generation_file.clone();
@@ -127,8 +135,25 @@ impl Server {
                 daily.show();
             }
         }));
+        // Claims end and fences open also while no site is heard.
+        let (due, clock) = (store.clone(), edge.clone());
+        tasks.spawn(stopping.clone().run_until_cancelled_owned(async move {
+            loop {
+                tokio::time::sleep(every).await;
+                due.submit(
+                    clock.given("claims"),
+                    |tx| command::claim::tend(tx, None),
+                    |outcome| {
+                        if let Err(error) = outcome {
+                            tracing::error!(%error, "claims were not looked at");
+                        }
+                    },
+                );
+            }
+        }));
         let fingerprint = seat.present().fingerprint();
-        let app = http::App::new(store.clone(), edge, seat, &config.data_dir, &admin, live);
+        let readers = http::Readers::of(&store, stopping.clone());
+        let app = http::App::new(store.clone(), edge, seat, &config.data_dir, &admin, live, readers);
         let router = http::router(app);
         let end = stopping.clone();
         tasks.spawn(async move {

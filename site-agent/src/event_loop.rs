@@ -38,6 +38,7 @@ use crate::{
     identity::{DataDir, IdentityError},
     link::{self, Link},
     renewal::{self, Keeper},
+    silence,
     tftp::{
         self,
         loaders::{LoadError, Loaders},
@@ -310,6 +311,7 @@ async fn serve(
     let mut others: Vec<tokio::task::JoinHandle<Infallible>> = vec![
         tokio::spawn(tftp.run()),
         tokio::spawn(cache::run(Arc::clone(&agent))),
+        tokio::spawn(silence::run(Arc::clone(&agent))),
         tokio::spawn(link::run(Arc::clone(&agent), dialer)),
         tokio::spawn(evidence::run(Arc::clone(&agent), keeper.certificates(), keep)),
         tokio::spawn(renewal::run(keeper)),

@@ -5,10 +5,10 @@
 //! decides, pure, what it is told. [`link`] keeps the replication session with central, [`cache`] fetches
 //! content over it and [`renewal`] keeps the certificate in force; no service waits for any of them.
 //! [`config`], [`identity`], [`token`] and [`status`] are what a person sets, who this site is, what machines
-//! prove themselves with, and what works here now; [`backup`] keeps a copy of the site and puts it back.
+//! prove themselves with, and what works here now; [`backup`] keeps a copy of the site and puts it back. [`desk`]
+//! is what a branch admin asks the running agent for, through its [`client`].
 //!
-//! Deliberately absent in this version: leases, discovery, the console, proposals, claims, and the node
-//! program.
+//! Deliberately absent in this version: leases, discovery, the console, and the node program.
 
 pub mod config;
 pub mod identity;
@@ -27,10 +27,14 @@ pub mod cache;
 pub mod link;
 pub mod renewal;
 pub mod evidence;
+pub mod silence;
 pub mod status;
 
 pub mod agent;
 pub mod event_loop;
+
+pub mod client;
+pub mod desk;
 
 #[cfg(test)]
 mod testing;

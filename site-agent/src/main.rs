@@ -1,7 +1,7 @@
 //! `holdfast-site`: makes this machine a site, and runs it.
 //!
 //! Standard output is for whoever called: ids, addresses, the status. The log goes to standard error. Exit
-//! status: 0 done, 1 not done, 2 a wrong command line.
+//! status: 0 done, 1 not done, 2 a wrong command line, 3 central is asked and has not answered yet.
 
 use std::{
     fmt::Display,
@@ -10,13 +10,15 @@ use std::{
     path::PathBuf,
     process::ExitCode,
     sync::Arc,
-    time::Duration,
 };
 
 use clap::{Args, Parser, Subcommand};
+use serde_json::Value;
 use site_agent::{
     backup,
+    client::{Client, ClientError, Request, understood},
     config::{self, Config, Settings},
+    desk,
     error::chain,
     event_loop::{self, Edge, Listening, client, entropy},
     identity::{DataDir, IdentityError},
@@ -70,6 +72,8 @@ enum Command {
         #[arg(long)]
         url: Option<String>,
     },
+    #[command(flatten)]
+    Desk(desk::Command),
     /// Follows orders again after a restore: say so when you have looked at what the machines did since
     #[command(after_help = "Example: holdfast-site resume")]
     Resume {
@@ -224,9 +228,18 @@ impl From<IdentityError> for Failure {
     }
 }
 
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Self {
+        Failure::new(&error, error.why(), error.next())
+    }
+}
+
+/// Exit status of what is not done yet and not refused either: central is asked.
+const WAITS: u8 = 3;
+
 fn main() -> ExitCode {
     match start(Cli::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(Failure(text)) => {
             eprintln!("{text}");
             ExitCode::FAILURE
@@ -234,33 +247,33 @@ fn main() -> ExitCode {
     }
 }
 
-fn start(cli: Cli) -> Result<(), Failure> {
-    match cli.command {
-        Command::Config { command: ConfigCommand::Check } => {
-            let config = cli.flags.complete()?;
-            say(&config)
-        }
+fn start(Cli { command, flags }: Cli) -> Result<ExitCode, Failure> {
+    let done = match command {
+        // Only these end otherwise than done or not done.
+        Command::Desk(command) => return ask(&command, flags),
+        Command::Config { command: ConfigCommand::Check } => say(flags.complete()?),
         Command::Enroll { token, name, again } => {
-            let settings = cli.flags.settings()?;
+            let settings = flags.settings()?;
             log(settings.log.as_deref().unwrap_or("warn"))?;
             runtime()?.block_on(enroll(settings, &token, &name, again))
         }
         Command::Run => {
-            let config = cli.flags.complete()?;
+            let config = flags.complete()?;
             log(&config.log)?;
             runtime()?.block_on(run(&config))
         }
-        Command::Status { json, url } => status(cli.flags.settings()?, json, url),
-        Command::Resume { url } => resume(cli.flags.settings()?, url),
+        Command::Status { json, url } => status(&running(flags, url)?, json),
+        Command::Resume { url } => resume(&running(flags, url)?),
         Command::Backup { to } => {
-            let data = DataDir::at(&data_dir(&cli.flags.settings()?));
+            let data = DataDir::at(&data_dir(&flags.settings()?));
             lines(|say| backup::save(&data, &to, wall(), say))
         }
         Command::Restore { from } => {
-            let data = DataDir::open(&data_dir(&cli.flags.settings()?))?;
+            let data = DataDir::open(&data_dir(&flags.settings()?))?;
             lines(|say| backup::put_back(&data, &from, wall(), say))
         }
-    }
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
@@ -364,8 +377,14 @@ async fn run(config: &Config) -> Result<(), Failure> {
         .map_err(|error| Failure::of(&error, error.next()))
 }
 
-fn status(settings: Settings, json: bool, url: Option<String>) -> Result<(), Failure> {
-    let text = Running::find(&settings, url)?.ask("GET", "/agent/status")?;
+/// The running agent, as this command line reaches it.
+fn running(flags: Flags, url: Option<String>) -> Result<Client, Failure> {
+    let data = DataDir::open(&data_dir(&flags.settings()?))?;
+    Ok(Client::find(&data, url)?)
+}
+
+fn status(client: &Client, json: bool) -> Result<(), Failure> {
+    let (_, text) = client.ask(&Request::get("/agent/status", "the status cannot be shown"))?;
     if json {
         return say(format_args!("{text}\n"));
     }
@@ -373,74 +392,19 @@ fn status(settings: Settings, json: bool, url: Option<String>) -> Result<(), Fai
     say(status)
 }
 
-fn resume(settings: Settings, url: Option<String>) -> Result<(), Failure> {
-    let text = Running::find(&settings, url)?.ask("POST", "/agent/resume")?;
-    let answer: serde_json::Value = understood(&text)?;
+fn resume(client: &Client) -> Result<(), Failure> {
+    let what = "orders are not followed again".into();
+    let asked = Request { method: "POST", path: "/agent/resume".into(), body: Value::Null, what };
+    let (_, text) = client.ask(&asked)?;
+    let answer: Value = understood(&text)?;
     match answer["was_suspended"].as_bool() {
         Some(false) => say("orders were followed already; nothing was changed\n"),
         Some(true) | None => say("orders are followed again\n"),
     }
 }
 
-fn understood<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, Failure> {
-    serde_json::from_str(text).map_err(|error| {
-        Failure::new(
-            "the agent's answer cannot be read",
-            error,
-            "bring both programs to the same version, or use --json",
-        )
-    })
-}
-
-/// The running agent, as this command line reaches it.
-struct Running {
-    base: String,
-    token: String,
-}
-
-impl Running {
-    fn find(settings: &Settings, url: Option<String>) -> Result<Self, Failure> {
-        let data = DataDir::open(&data_dir(settings))?;
-        let token = data.known_admin_token()?.ok_or_else(|| {
-            Failure::new(
-                "the agent has never run here",
-                "there is no admin-token in its data folder",
-                "start it with `holdfast-site run`, or give its --data-dir",
-            )
-        })?;
-        let base = match (url, data.http_address()?) {
-            (Some(url), _) => url,
-            (None, Some(address)) => format!("http://{}", local(address)),
-            (None, None) => "http://127.0.0.1:8080".into(),
-        };
-        Ok(Running { base: base.trim_end_matches('/').into(), token })
-    }
-
-    /// Sends a request without a body and returns the text of the answer.
-    fn ask(&self, method: &str, path: &str) -> Result<String, Failure> {
-        let unreachable = |why: String| {
-            Failure::new(
-                format!("the agent at {} does not answer", self.base),
-                why,
-                "start it with `holdfast-site run`, and read its log",
-            )
-        };
-        let client: ureq::Agent =
-            ureq::Agent::config_builder().timeout_global(Some(Duration::from_secs(10))).build().into();
-        let (url, bearer) = (format!("{}/api/v1{path}", self.base), format!("Bearer {}", self.token));
-        let asked = match method {
-            "POST" => client.post(url).header("Authorization", bearer).send_empty(),
-            _ => client.get(url).header("Authorization", bearer).call(),
-        };
-        let mut answer = asked.map_err(|error| unreachable(error.to_string()))?;
-        answer.body_mut().read_to_string().map_err(|error| unreachable(error.to_string()))
-    }
-}
-
-/// An address that this machine reaches the agent at.
-fn local(address: SocketAddr) -> SocketAddr {
-    match address.ip().is_unspecified() {
-        true => (Ipv4Addr::LOCALHOST, address.port()).into(),
-        false => address,
-    }
+fn ask(command: &desk::Command, flags: Flags) -> Result<ExitCode, Failure> {
+    let said = desk::run(&running(flags, command.url())?, command)?;
+    say(said.text)?;
+    Ok(if said.waits { ExitCode::from(WAITS) } else { ExitCode::SUCCESS })
 }

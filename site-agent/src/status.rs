@@ -8,12 +8,12 @@ use std::{collections::BTreeMap, fmt};
 use serde::{Deserialize, Serialize};
 use store::{
     StoreError,
-    view::{NodeRow, TaskFilter, TaskRow},
+    view::{NodeRow, ProposalFilter, ProposalRow, ProposalState, SiteRow, TaskFilter, TaskRow},
 };
 use sync::{
     blob::Digest,
     document::site::{Effective, UnknownMachines},
-    id::{MacAddr, NodeId, Origin, SiteId, TaskId},
+    id::{DocumentId, MacAddr, NodeId, Origin, ProposalId, SiteId, TaskId},
     policy::{Action, Autonomy, LinkState, Liveness, TaskState, Verdict, autonomy, order},
     quic::Transport,
     time::Timestamp,
@@ -23,6 +23,9 @@ use crate::{agent::Agent, cache::Content, link, renewal::Certificate};
 
 /// Boots that are listed.
 const BOOTS: u64 = 20;
+
+/// Proposals that are listed, of those that wait and of those that have ended.
+const PROPOSALS: u64 = 10;
 
 /// How the agent is doing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,6 +54,9 @@ pub struct Status {
     pub unknown_machines: UnknownMachines,
     /// Whether boot requests are answered at all.
     pub pxe_enabled: bool,
+    /// Whether this site has decided that by itself, against its settings.
+    #[serde(default)]
+    pub pxe_decided_here: bool,
     /// Why no orders are followed, if so.
     pub suspended: Option<String>,
     /// Whether central was restored and gives no orders yet; those that have arrived since wait.
@@ -65,6 +71,12 @@ pub struct Status {
     pub tasks: BTreeMap<TaskState, u64>,
     /// Machines that may boot their workflow now.
     pub ready: Vec<Ready>,
+    /// Orders of this site's tasks that were not used, the one that ends first on top.
+    #[serde(default)]
+    pub orders: Vec<Held>,
+    /// What central is asked for, and how the last of it ended.
+    #[serde(default)]
+    pub proposals: Proposals,
     /// Content on disk and on its way.
     pub blobs: Blobs,
     /// Boot requests in this run.
@@ -136,6 +148,60 @@ pub struct Ready {
     pub task: TaskId,
 }
 
+/// An order that was not used.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    /// The task.
+    pub task: TaskId,
+    /// The machine.
+    pub node: NodeId,
+    /// Its hostname, empty if none.
+    pub hostname: String,
+    /// The attempt that it is for.
+    pub attempt: u64,
+    /// Until when it can be used: one hour before it ends.
+    pub usable_until: Timestamp,
+    /// What it is worth now: `live`, `awaits approval`, or why it is not followed.
+    pub worth: String,
+}
+
+/// What central is asked for.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Proposals {
+    /// How many wait.
+    pub open: u64,
+    /// The first of them.
+    pub waiting: Vec<Asked>,
+    /// Those that ended last.
+    pub ended: Vec<Asked>,
+}
+
+/// One proposal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Asked {
+    /// The proposal.
+    pub id: ProposalId,
+    /// What is wished.
+    pub action: String,
+    /// The document that it is about.
+    pub document: Option<DocumentId>,
+    /// Who wishes it.
+    pub by: String,
+    /// When he asked.
+    pub at: Timestamp,
+    /// Where it stands.
+    pub state: ProposalState,
+    /// How it ended, if it did.
+    pub reason: Option<String>,
+}
+
+impl From<ProposalRow> for Asked {
+    fn from(row: ProposalRow) -> Self {
+        let ProposalRow { id, action, document, by, at, state, outcome, .. } = row;
+        Asked { id, action, document, by, at, state, reason: outcome.map(|end| end.reason) }
+    }
+}
+
 /// Content.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Blobs {
@@ -193,8 +259,10 @@ pub(crate) fn of(
     let level = settings.map_or(default.autonomy, |settings| settings.autonomy);
     let mut tasks = BTreeMap::new();
     let mut ready = Vec::new();
+    let mut orders = Vec::new();
     for task in view.tasks(&TaskFilter { site: Some(agent.site), ..TaskFilter::default() })? {
         *tasks.entry(task.state).or_insert(0) += 1;
+        orders.extend(held(view, agent, &task)?);
         if task.state == TaskState::Ready
             && let Some(node) = view.node(task.node)?
             && may_boot(view, agent, &task, &node)?
@@ -202,6 +270,7 @@ pub(crate) fn of(
             ready.push(Ready { node: node.id, macs: node.macs, hostname: node.hostname, task: task.id });
         }
     }
+    orders.sort_by_key(|held| (held.usable_until, held.task));
     let partial: BTreeMap<Digest, u64> = agent.store.blobs().unfinished()?.into_iter().collect();
     let wanted = content.wanted.iter().map(|wanted| Wanted {
         digest: wanted.digest,
@@ -246,7 +315,8 @@ pub(crate) fn of(
         allows: Action::ALL.iter().map(|action| (action.to_string(), word(level, *action).into())).collect(),
         policy_epoch: view.policy_epoch()?,
         unknown_machines: settings.map_or(default.unknown_machines, |settings| settings.unknown_machines),
-        pxe_enabled: settings.map_or(default.pxe_enabled, |settings| settings.pxe_enabled),
+        pxe_enabled: row.as_ref().map_or(default.pxe_enabled, SiteRow::answers_boots),
+        pxe_decided_here: row.as_ref().is_some_and(|row| row.answers_boots() != row.effective.pxe_enabled),
         suspended: view.suspended()?,
         central_recovers: view.central_recovers()?,
         nodes: view.count_nodes(None)?,
@@ -262,9 +332,46 @@ pub(crate) fn of(
         },
         tasks,
         ready,
+        orders,
+        proposals: proposals(view)?,
         blobs: Blobs { bytes: agent.store.blobs().total_bytes()?, wanted: wanted.collect() },
         boots_seen: agent.boots_seen.load(std::sync::atomic::Ordering::Relaxed),
         boots: boots.collect(),
+    })
+}
+
+/// The order of a task, while it was not used.
+fn held(view: &store::View<'_>, agent: &Agent, task: &TaskRow) -> Result<Option<Held>, StoreError> {
+    let (Some(order), None, false) = (&task.order, task.consumed_by, task.state.is_final()) else {
+        return Ok(None);
+    };
+    let Some(node) = view.node(task.node)? else { return Ok(None) };
+    let circumstances = view.circumstances(task, &node, agent.site, None, agent.edge.now())?;
+    let worth = match order::liveness(&circumstances) {
+        Liveness::Live => "live".into(),
+        Liveness::AwaitsApproval => "awaits approval".into(),
+        Liveness::Held(reason) => format!("held: {reason}"),
+        Liveness::Stale(reason) => format!("stale: {reason}"),
+        Liveness::Consumed | Liveness::UnderWay => return Ok(None),
+    };
+    let margin = u64::try_from(order::EXPIRY_MARGIN.as_millis()).unwrap_or(u64::MAX);
+    Ok(Some(Held {
+        task: task.id,
+        node: node.id,
+        hostname: node.hostname,
+        attempt: order.attempt,
+        usable_until: Timestamp(order.not_after.0.saturating_sub(margin)),
+        worth,
+    }))
+}
+
+fn proposals(view: &store::View<'_>) -> Result<Proposals, StoreError> {
+    let filter =
+        ProposalFilter { state: Some(ProposalState::Open), limit: PROPOSALS, ..ProposalFilter::default() };
+    Ok(Proposals {
+        open: view.count_open_proposals(None)?,
+        waiting: view.proposals(&filter)?.into_iter().map(Asked::from).collect(),
+        ended: view.ended_proposals(PROPOSALS)?.into_iter().map(Asked::from).collect(),
     })
 }
 
@@ -343,7 +450,10 @@ impl fmt::Display for Status {
             )?;
         }
         if !self.pxe_enabled {
-            writeln!(f, "boot        switched off for this site")?;
+            let by = if self.pxe_decided_here { ", by its own decision" } else { "" };
+            writeln!(f, "boot        switched off for this site{by}")?;
+        } else if self.pxe_decided_here {
+            writeln!(f, "boot        switched on by this site's own decision")?;
         }
         writeln!(f, "autonomy    {} (settings epoch {})", self.autonomy, self.policy_epoch)?;
         for verdict in ["allow", "queue"] {
@@ -371,6 +481,7 @@ impl fmt::Display for Status {
             let macs: Vec<String> = ready.macs.iter().map(ToString::to_string).collect();
             writeln!(f, "  ready     {} {} task {}", macs.join(" "), ready.hostname, ready.task)?;
         }
+        self.write_asked(f)?;
         let waiting = self.link.end.saturating_sub(self.link.acknowledged);
         writeln!(f, "for central {waiting} changes and entries wait to be acknowledged")?;
         writeln!(
@@ -390,6 +501,30 @@ impl fmt::Display for Status {
         for boot in &self.boots {
             let times = if boot.count > 1 { format!(" ({} times)", boot.count) } else { String::new() };
             writeln!(f, "  {} {} {}: {}{times}", boot.last_at, boot.mac, boot.answer, boot.reason)?;
+        }
+        Ok(())
+    }
+}
+
+impl Status {
+    fn write_asked(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for Held { hostname, task, attempt, usable_until, worth, .. } in &self.orders {
+            writeln!(
+                f,
+                "order       {hostname} task {task} attempt {attempt}, until {usable_until}: {worth}"
+            )?;
+        }
+        let Proposals { open, waiting, ended } = &self.proposals;
+        if *open == 0 && ended.is_empty() {
+            return Ok(());
+        }
+        writeln!(f, "proposals   {open} wait for central")?;
+        for Asked { id, action, by, at, .. } in waiting {
+            writeln!(f, "  waits     {id} {action}, asked for by {by} at {at}")?;
+        }
+        for Asked { id, action, state, reason, .. } in ended {
+            let word = if *state == ProposalState::Applied { "applied" } else { "refused" };
+            writeln!(f, "  {word}   {id} {action}: {}", reason.as_deref().unwrap_or_default())?;
         }
         Ok(())
     }

@@ -12,9 +12,15 @@
 //! late is judged as it was done; and a site that has acknowledged newer settings follows them, and one that
 //! has acknowledged that a document left it writes there as a visitor, whatever it says itself.
 //!
+//! What was allowed then and would not be under the newest settings is taken, and *marked*: central's journal says
+//! what it was (`Mark`). That is only looked for where the autonomy of both differs.
+//!
 //! What carries central's seal was judged once, and is taken back from whoever brings it.
 
-use std::{cell::RefCell, collections::BTreeSet};
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use automerge::Change;
 use rusqlite::{Connection, OptionalExtension, params};
@@ -22,12 +28,14 @@ use sync::{
     document::{Document, Kind, Value, site::Effective},
     id::{DocumentId, Origin, SiteId},
     ingress::{self, Delivery, Denied, Verified, Write},
+    journal::Event,
     policy::Autonomy,
     wire::Seal,
 };
 
 use crate::{
     StoreError, Tx,
+    command::claim,
     log::{self, signed},
     scope,
 };
@@ -51,8 +59,9 @@ pub(crate) struct Position {
 #[derive(Debug, Default)]
 pub(crate) struct Known {
     position: Option<Position>,
-    /// What a site is called, and the newest settings epoch that it had acknowledged at the position.
-    site: Option<(Position, String, u64)>,
+    /// What a site is called, the newest settings epoch that it had acknowledged at the position, and what it may
+    /// decide under the newest one of all.
+    site: Option<(Position, String, u64, Autonomy)>,
     /// Who an actor belongs to; that never changes.
     actor: Option<(Vec<u8>, Origin)>,
     /// An epoch that was seen of a site.
@@ -65,6 +74,8 @@ pub(crate) struct Judge<'c> {
     site: SiteId,
     name: String,
     epoch: u64,
+    /// What it may decide under the newest settings.
+    present: Autonomy,
     /// The site had acknowledged that the document left it.
     released: bool,
     /// The machine is a stranger at the site by now.
@@ -73,7 +84,22 @@ pub(crate) struct Judge<'c> {
     sealed: BTreeSet<[u8; 32]>,
     /// What kept it from judging; then nothing of the batch counts.
     failure: RefCell<Option<StoreError>>,
+    /// What it took that the newest settings do not allow, by the hash of the change.
+    marks: RefCell<Marks>,
 }
+
+/// A change that was taken and would not be, under the newest settings.
+#[derive(Clone, Debug)]
+pub(crate) struct Mark {
+    site: SiteId,
+    paths: Vec<String>,
+    epoch: u64,
+    then: Autonomy,
+    now: Autonomy,
+}
+
+/// Marks by the hash of the change.
+pub(crate) type Marks = BTreeMap<[u8; 32], Mark>;
 
 impl Judge<'_> {
     pub(crate) fn ask(&self, document: &Document, change: &Change, writes: &[Write]) -> Result<(), Denied> {
@@ -84,22 +110,41 @@ impl Judge<'_> {
             self.failure.replace(Some(error));
             self.stranger()
         });
-        ingress::authorize(document, change, writes, &delivery)
+        ingress::authorize(document, change, writes, &delivery)?;
+        if delivery.autonomy != self.present {
+            self.mark(document, change, writes, &delivery);
+        }
+        Ok(())
     }
 
-    /// Says whether everything could be judged.
+    /// Notes which registers of a change that is taken the site might not write under the newest settings.
+    fn mark(&self, document: &Document, change: &Change, writes: &[Write], delivery: &Delivery) {
+        let now = Delivery { autonomy: self.present, ..delivery.clone() };
+        let needs_more = |write: &&Write| {
+            let alone = ingress::authorize(document, change, std::slice::from_ref(*write), &now);
+            matches!(alone, Err(Denied::Autonomy { .. }))
+        };
+        let paths: Vec<String> = writes.iter().filter(needs_more).map(Write::path).collect();
+        if !paths.is_empty() {
+            let epoch = self.epoch.max(named(writes));
+            let mark = Mark { site: self.site, paths, epoch, then: delivery.autonomy, now: self.present };
+            self.marks.borrow_mut().insert(change.hash().0, mark);
+        }
+    }
+
+    /// What it marked, if everything could be judged.
     ///
     /// # Errors
     /// What the database said.
-    pub(crate) fn end(self) -> Result<(), StoreError> {
-        self.failure.into_inner().map_or(Ok(()), Err)
+    pub(crate) fn end(self) -> Result<Marks, StoreError> {
+        let marks = self.marks.into_inner();
+        self.failure.into_inner().map_or(Ok(marks), Err)
     }
 
     fn delivery(&self, change: &Change, writes: &[Write]) -> Result<Delivery, StoreError> {
-        let named = writes.iter().map(|write| write.written.policy_epoch).max().unwrap_or(0);
         Ok(Delivery {
             actor_is_theirs: may_use(self.sql, change.actor_id().to_bytes(), self.site)?,
-            autonomy: autonomy(self.sql, self.site, self.epoch.max(named))?,
+            autonomy: autonomy(self.sql, self.site, self.epoch.max(named(writes)))?,
             released: self.released,
             beyond: self.beyond,
             ..self.stranger()
@@ -117,6 +162,11 @@ impl Judge<'_> {
             beyond: false,
         }
     }
+}
+
+/// The newest settings epoch that a change itself names.
+fn named(writes: &[Write]) -> u64 {
+    writes.iter().map(|write| write.written.policy_epoch).max().unwrap_or(0)
 }
 
 impl<'t> Tx<'t> {
@@ -147,11 +197,12 @@ impl<'t> Tx<'t> {
         }
     }
 
-    /// What the site is called, for people, and the newest settings epoch that it had acknowledged at `from`.
-    fn described(&self, site: SiteId, from: Position) -> Result<(String, u64), StoreError> {
+    /// What the site is called, for people, the newest settings epoch that it had acknowledged at `from`, and what it may
+    /// decide under the newest one of all.
+    fn described(&self, site: SiteId, from: Position) -> Result<(String, u64, Autonomy), StoreError> {
         let known = self.known(|known| {
-            let (_, name, epoch) = known.site.as_ref().filter(|(position, ..)| *position == from)?;
-            Some((name.clone(), *epoch))
+            let (_, name, epoch, present) = known.site.as_ref().filter(|(position, ..)| *position == from)?;
+            Some((name.clone(), *epoch, *present))
         });
         if let Some(described) = known {
             return Ok(described);
@@ -163,8 +214,9 @@ impl<'t> Tx<'t> {
             .optional()?;
         let name = name.unwrap_or_else(|| format!("site {site}"));
         let epoch = self.known_epoch(site, from)?;
-        self.know(|known| known.site = Some((from, name.clone(), epoch)));
-        Ok((name, epoch))
+        let present = autonomy(self.sql, site, MAX_SEEN)?;
+        self.know(|known| known.site = Some((from, name.clone(), epoch, present)));
+        Ok((name, epoch, present))
     }
 
     /// At central: what the site delivers from here on it wrote knowing our log up to `position`. It cannot know
@@ -179,7 +231,8 @@ impl<'t> Tx<'t> {
                  WHERE peer = ?1",
             )?
             .execute(params![peer.to_string(), signed(position)])?;
-        scope::end_doubt(self, peer, position)
+        scope::end_doubt(self, peer, position)?;
+        claim::tend(self, peer.site())
     }
 
     /// Whether the site has acknowledged, at `from`, that the document is not its own: because it was told that
@@ -213,7 +266,7 @@ impl<'t> Tx<'t> {
         seals: &[Option<Seal>],
     ) -> Result<Option<Judge<'t>>, StoreError> {
         let (Origin::Central, Origin::Site(site)) = (self.state.origin, from.peer) else { return Ok(None) };
-        let (name, acknowledged) = self.described(site, from)?;
+        let (name, acknowledged, present) = self.described(site, from)?;
         // What we told once was judged once, and so was what we wrote it upon.
         let mut sealed = BTreeSet::new();
         if seals.iter().any(Option::is_some) {
@@ -233,11 +286,31 @@ impl<'t> Tx<'t> {
             site,
             name,
             epoch: from.epoch.max(acknowledged),
+            present,
             released: self.is_released(from, site, id)?,
             beyond: self.is_beyond(site, id.into())?,
             sealed,
             failure: RefCell::new(None),
+            marks: RefCell::default(),
         }))
+    }
+
+    /// At central: says in its journal that a change was taken which the newest settings would not allow.
+    pub(crate) fn journal_mark(
+        &mut self,
+        kind: Kind,
+        document: DocumentId,
+        mark: &Mark,
+    ) -> Result<(), StoreError> {
+        self.journal(Event::WorkUnderOlderEpoch {
+            site: mark.site,
+            kind: kind.to_string(),
+            document,
+            paths: mark.paths.clone(),
+            epoch: mark.epoch,
+            then: mark.then.to_string(),
+            now: mark.now.to_string(),
+        })
     }
 
     /// At central: keeps what a change that was taken says of its actor, and, when it came back to a central
@@ -364,7 +437,7 @@ fn autonomy(sql: &Connection, site: SiteId, epoch: u64) -> Result<Autonomy, Stor
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeMap, path::Path, time::Duration};
+    use std::{path::Path, time::Duration};
 
     use expect_test::expect;
     use sync::{
@@ -375,7 +448,7 @@ mod tests {
         },
         engine::{Connection, Output},
         id::{Incarnation, MacAddr, NodeId},
-        journal::{Event, Head, Stream},
+        journal::{Head, Stream},
         policy::Wanted,
         time::{Hlc, Timestamp},
         wire::Item,

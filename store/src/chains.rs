@@ -2,12 +2,10 @@
 //!
 //! An entry that does not follow the ones before, or cannot be read, is set aside, and so is all that comes
 //! of its chain after it: a chain with a hole proves nothing. That it broke is noted once, and the session
-//! goes on. Central tells the site how far it could follow; the site begins another chain and records there
-//! what central lacks, each fact with its own time and author. A site that breaks one chain after the other
-//! is no longer told, until an entry of it is good again.
-//!
-//! What a site cannot follow of central's journal it only notes: central sees that in the site's journal,
-//! and looks after its own database.
+//! goes on. Whoever could not follow tells how far it could; the other begins another chain and records there
+//! what is lacking, each fact with its own time and author. Who breaks one chain after the other is no longer
+//! told, until an entry of it is good again; and central begins no more than so many for one site, for anybody
+//! can say that he cannot follow.
 
 use rusqlite::{OptionalExtension, params};
 use sync::{
@@ -19,6 +17,7 @@ use sync::{
 use crate::{
     StoreError, Tx,
     log::{Row, signed},
+    marks::stream_between,
     writer::{meta, set_meta},
 };
 
@@ -28,18 +27,25 @@ const MAX_BREAKS: i64 = 8;
 /// So many broken chains are told once more where both logs begin anew: the newest.
 const MAX_TOLD: i64 = 64;
 
-/// Names the chain of a site's journal, if it is not the one of its life.
-const CHAIN: &str = "chain";
+/// Names the chain of a stream of ours, if it is not the one of our life.
+fn chain_key(stream: Stream) -> String {
+    format!("chain of {stream}")
+}
 
 impl Tx<'_> {
-    /// The chain that our own entries go on in: that of the present life, unless central could not follow it.
-    pub(crate) fn present_chain(&self) -> Result<Incarnation, StoreError> {
-        let life = self.state.incarnation;
-        if self.state.origin == Origin::Central {
-            return Ok(life);
-        }
-        let found = meta(self.sql, CHAIN)?.filter(|bytes| bytes.len() == 32 && bytes[..16] == life.0);
-        Ok(found.and_then(|bytes| Incarnation::from_slice(&bytes[16..])).unwrap_or(life))
+    /// The chain that our own entries of a stream go on in: that of the present life, unless its reader could not follow it.
+    pub(crate) fn present_chain(&self, stream: Stream) -> Result<Incarnation, StoreError> {
+        Ok(self.chain_begun(stream)?.map_or(self.state.incarnation, |(chain, _)| chain))
+    }
+
+    /// The chain that was begun in this life because the reader could not follow the one before, and how many were.
+    fn chain_begun(&self, stream: Stream) -> Result<Option<(Incarnation, u8)>, StoreError> {
+        let life = self.state.incarnation.0;
+        let found = meta(self.sql, &chain_key(stream))?.filter(|bytes| bytes.starts_with(&life));
+        Ok(found.and_then(|bytes| {
+            let (chain, many) = bytes.get(16..32).zip(bytes.get(32))?;
+            Some((Incarnation::from_slice(chain)?, *many))
+        }))
     }
 
     /// Whether nothing more of a chain is taken.
@@ -112,34 +118,44 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// At a site: goes on in another chain after central could not follow `newest`, and records there what
-    /// central lacks. Hearing of it twice changes nothing.
-    pub(crate) fn take_broken(&mut self, newest: &StreamHead) -> Result<(), StoreError> {
-        let Origin::Site(site) = self.state.origin else { return Ok(()) };
-        let stream = Stream::Site(site);
-        // Where central has another entry of that number, what this site has under it is recorded again too.
+    /// Goes on in another chain after `peer` could not follow `newest` of ours, and records there what it lacks. Hearing
+    /// of it twice changes nothing.
+    pub(crate) fn take_broken(&mut self, peer: Origin, newest: &StreamHead) -> Result<(), StoreError> {
+        let stream = stream_between(self.state.origin, peer);
+        let is_present = self.present_chain(stream)? == newest.incarnation;
+        let begun = self.chain_begun(stream)?.map_or(0, |(_, many)| many);
+        if is_present && self.state.origin == Origin::Central && i64::from(begun) >= MAX_BREAKS {
+            tracing::warn!(%peer, begun, "a site follows none of the chains of its journal, so no other is begun");
+            return Ok(());
+        }
+        // Where the peer has another entry of that number, what it acknowledged last is all that is surely there.
         let follows = newest.seq == 0 || self.has_entry(stream, newest)?;
-        let from = if follows { newest.seq.saturating_add(1) } else { newest.seq };
         let lacking: Vec<i64> = {
             let mut statement = self.sql.prepare_cached(
                 "SELECT entry FROM journal
-                 WHERE stream = ?1 AND incarnation = ?2 AND seq >= ?3 AND copied = 0 ORDER BY entry",
+                 WHERE stream = ?1 AND incarnation = ?2 AND copied = 0 AND (seq > ?3 OR NOT ?4 AND
+                     (seq = ?3 OR entry > ifnull((SELECT common_entry FROM peers WHERE peer = ?5), 0)))
+                 ORDER BY entry",
             )?;
             let chain = newest.incarnation;
+            let (stream, peer) = (stream.to_string(), peer.to_string());
             let rows = statement
-                .query_map(params![stream.to_string(), chain.as_bytes(), signed(from)], |row| row.get(0))?;
+                .query_map(params![stream, chain.as_bytes(), signed(newest.seq), follows, peer], |row| {
+                    row.get(0)
+                })?;
             rows.collect::<Result<_, _>>()?
         };
-        let is_present = self.present_chain()? == newest.incarnation;
         if is_present {
             let fresh: [u8; 16] = self.author()?.entropy.bytes();
-            set_meta(self.sql, CHAIN, &[self.state.incarnation.0, fresh].concat())?;
+            let many = begun.saturating_add(1);
+            let begins = [self.state.incarnation.0.as_slice(), &fresh, &[many]].concat();
+            set_meta(self.sql, &chain_key(stream), &begins)?;
         }
         let (mut again, mut lost) = (0, 0);
         for entry in lacking {
             match self.record_again(stream, entry)? {
                 Some(row) => {
-                    self.tell(Origin::Central, Row::Entry(row))?;
+                    self.tell(peer, Row::Entry(row))?;
                     again += 1;
                 }
                 None => lost += 1,
@@ -148,14 +164,12 @@ impl Tx<'_> {
         if !is_present && again + lost == 0 {
             return Ok(());
         }
-        self.journal(Event::ChainBegun { left: newest.incarnation, seq: newest.seq, again, lost })
+        let begun = Event::ChainBegun { left: newest.incarnation, seq: newest.seq, again, lost };
+        self.journal_about(peer.site(), begun)
     }
 
     fn tell_broken(&mut self, peer: Origin, newest: StreamHead) -> Result<(), StoreError> {
-        match self.state.origin {
-            Origin::Central => self.tell(peer, Row::Note(Item::broken(newest).to_bytes())),
-            Origin::Site(_) => Ok(()),
-        }
+        self.tell(peer, Row::Note(Item::broken(newest).to_bytes()))
     }
 
     /// The newest entry of a chain; number 0 if none is here.

@@ -140,8 +140,8 @@ fn stub(row: &rusqlite::Row<'_>) -> rusqlite::Result<Stub> {
     })
 }
 
-/// At central: a site wrote of a machine that is not in its scope. It is told where the machine belongs, now
-/// and ever after, also outside of its domain. Tells whether that is new.
+/// At central: a site that has seen a machine which is not in its scope wrote of it. It is told where the machine
+/// belongs, now and ever after, also outside of its domain. Tells whether that is new.
 pub(crate) fn visited(tx: &mut Tx<'_>, site: SiteId, node: NodeId) -> Result<bool, StoreError> {
     let is_new = tx
         .sql

@@ -1,6 +1,6 @@
 //! Documents on disk: changes in the order of arrival, snapshots over them, heads beside them.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use automerge::{Change, ChangeHash};
 use rusqlite::{OptionalExtension, params};
@@ -9,12 +9,13 @@ use sync::{
     engine::brief::{self, BriefError, Name},
     id::{DocumentId, Incarnation, Origin},
     ingress::{self, Authority, Outcome, Spoilt, UnknownKeys, Write},
+    time::Timestamp,
     wire::{Fingerprint, Refusal, Seal},
 };
 
 use crate::{
     StoreError, Tx,
-    authority::{Judge, Position},
+    authority::{Judge, Marks, Position},
     log::signed,
     scope, view,
 };
@@ -31,6 +32,11 @@ const TAIL_BYTES: i64 = 8 << 10;
 
 /// So many changes that a snapshot covers keep their bytes all the same: the newest, which peers are told next.
 const KEPT_CHANGES: i64 = 24;
+
+/// Of a row of `documents`: it is a machine at a site, with an attempt there that is past its first write.
+const UNDER_WAY: &str = "EXISTS (SELECT 1 FROM view_tasks WHERE node = documents.id
+     AND json_extract(view_tasks.body, '$.consumed_by') IS NOT NULL
+     AND state NOT IN ('completed', 'failed', 'rejected', 'cancelled', 'stale'))";
 
 /// A snapshot up to this size is kept as it is and opened sooner; a longer one is compressed. It is what one page of
 /// the database takes.
@@ -56,7 +62,7 @@ impl Tx<'_> {
         self.author = Some(Author { incarnation, ..author });
         self.touched.insert(doc);
         if let Some(change) = change {
-            let change = self.insert_change(doc, &change, None)?;
+            let change = self.insert_change(doc, &change, None, None)?;
             self.finish(doc, kind, &[change])?;
         }
         Ok(())
@@ -72,6 +78,13 @@ impl Tx<'_> {
         let Some(doc) = self.find(id)? else { return Ok(None) };
         self.open(doc, kind, id)?;
         Ok(self.state.open.get(doc).map(|document| read(document)))
+    }
+
+    /// An open document, if it is here.
+    pub(crate) fn shared(&mut self, kind: Kind, id: DocumentId) -> Result<Option<Arc<Document>>, StoreError> {
+        let Some(doc) = self.find(id)? else { return Ok(None) };
+        self.open(doc, kind, id)?;
+        Ok(self.state.open.share(doc))
     }
 
     /// Takes a peer's changes of one document through ingress, in the order given. Returns how many
@@ -154,21 +167,28 @@ impl Tx<'_> {
                 (admission.document.unwrap_or(document), admission.outcomes)
             }
         };
-        judge.map_or(Ok(()), Judge::end)?;
+        let marks = judge.map_or_else(|| Ok(Marks::new()), Judge::end)?;
         self.state.open.insert(doc, document);
+        // Whoever had let go of a document gets it anew with what it wrote itself, and writes it as somebody else since.
+        let had_let_go = self.actor_of(doc)?.is_some();
         let mut admitted = Admitted::default();
         let mut fresh = Vec::new();
         for ((bytes, seal), outcome) in batch.iter().zip(seals).zip(outcomes) {
             match outcome {
                 Outcome::Accept(verified) => {
-                    let change = self.insert_change(doc, &verified.change, Some(peer))?;
+                    let at = sync::time::Hlc(verified.change.timestamp());
+                    let is_ahead = self.state.origin == Origin::Central && at.timestamp() > self.given.now;
+                    let heard_at = is_ahead.then_some(self.given.now);
+                    let change = self.insert_change(doc, &verified.change, Some(peer), heard_at)?;
                     self.keep_seal(change.row, *seal)?;
                     self.know_again((kind, id), &verified)?;
+                    if let Some(mark) = marks.get(&change.hash) {
+                        self.journal_mark(kind, id, mark)?;
+                    }
                     fresh.push(change);
                     admitted.accepted += 1;
-                    admitted.ours_came_back |=
-                        verified.change.actor_id().to_bytes() == self.state.incarnation.as_bytes();
-                    let at = sync::time::Hlc(verified.change.timestamp());
+                    let is_ours = verified.change.actor_id().to_bytes() == self.state.incarnation.as_bytes();
+                    admitted.ours_came_back |= is_ours && !had_let_go;
                     let confirmed = match self.state.origin {
                         Origin::Central => self.given.now,
                         Origin::Site(_) => self.view().central_time()?.max(self.given.now),
@@ -281,7 +301,10 @@ impl Tx<'_> {
         let Some(doc) = self.find(id)? else { return Ok(()) };
         let kind = self.kind_of(doc)?;
         self.sql.prepare_cached("UPDATE documents SET dropped = 1 WHERE doc = ?1")?.execute([doc])?;
-        view::forget(self.sql, doc, kind)?;
+        if !self.is_under_way(doc)? {
+            view::forget(self.sql, doc, kind)?;
+        }
+        self.forget_conflicts(id)?;
         tracing::debug!(%peer, document = %id, "the document leaves this site");
         self.evict_dropped()
     }
@@ -302,25 +325,39 @@ impl Tx<'_> {
             }
             self.open(doc, kind, id)?;
             self.sql.prepare_cached("UPDATE documents SET dropped = 0 WHERE doc = ?1")?.execute([doc])?;
-            let document = self.state.open.get(doc).expect("it was just opened");
-            view::refresh(self.sql, doc, document)?;
+            let document = self.state.open.share(doc).expect("it was just opened");
+            view::refresh(self.sql, doc, &document)?;
+            self.note_conflicts(kind, &document, false)?;
         }
         Ok(())
     }
 
-    /// Forgets the documents that left this site, once all of ours in them is acknowledged.
+    /// Whether a document is of a machine that this site has let write its disk, and the attempt has not ended: its reports
+    /// still come here.
+    fn is_under_way(&self, doc: i64) -> Result<bool, StoreError> {
+        Ok(self
+            .sql
+            .prepare_cached(&format!("SELECT 1 FROM documents WHERE doc = ?1 AND {UNDER_WAY}"))?
+            .exists([doc])?)
+    }
+
+    /// Forgets the documents that left this site, once all of ours in them is acknowledged and no attempt needs them.
     pub(crate) fn evict_dropped(&mut self) -> Result<(), StoreError> {
-        let gone: Vec<(i64, [u8; 16])> = {
-            let mut statement = self.sql.prepare_cached(
-                "SELECT doc, id FROM documents WHERE dropped = 1 AND NOT EXISTS
+        let gone: Vec<(i64, u8, [u8; 16])> = {
+            let mut statement = self.sql.prepare_cached(&format!(
+                "SELECT doc, kind, id FROM documents WHERE dropped = 1 AND NOT EXISTS
                  (SELECT 1 FROM log JOIN changes ON changes.change = log.change
                   JOIN peers ON peers.peer = log.peer
-                  WHERE changes.doc = documents.doc AND log.position > peers.acknowledged)",
-            )?;
-            let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+                  WHERE changes.doc = documents.doc AND log.position > peers.acknowledged)
+                 AND NOT {UNDER_WAY}",
+            ))?;
+            let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
             rows.collect::<Result<_, _>>()?
         };
-        for (doc, id) in gone {
+        for (doc, kind, id) in gone {
+            if let Some(kind) = Kind::from_number(kind) {
+                view::forget(self.sql, doc, kind)?;
+            }
             // Positions that were acknowledged are kept with nothing to say.
             self.sql
                 .prepare_cached(
@@ -342,11 +379,15 @@ impl Tx<'_> {
         doc: i64,
         change: &Change,
         source: Option<Origin>,
+        heard_at: Option<Timestamp>,
     ) -> Result<Fresh, StoreError> {
         let hash = change.hash().0;
+        let heard_at = heard_at.map(|at| signed(at.0));
         self.sql
-            .prepare_cached("INSERT INTO changes (doc, hash, source, bytes) VALUES (?1, ?2, ?3, ?4)")?
-            .execute(params![doc, hash, source.map(|peer| peer.to_string()), change.raw_bytes()])?;
+            .prepare_cached(
+                "INSERT INTO changes (doc, hash, source, bytes, heard_at) VALUES (?1, ?2, ?3, ?4, ?5)",
+            )?
+            .execute(params![doc, hash, source.map(|peer| peer.to_string()), change.raw_bytes(), heard_at])?;
         Ok(Fresh { row: self.sql.last_insert_rowid(), hash, source })
     }
 
@@ -378,6 +419,10 @@ impl Tx<'_> {
             None => view::refresh(self.sql, doc, &document)?,
         }
         scope::spread(self, doc, kind, &document, node.as_ref(), changes)?;
+        if !is_dropped {
+            let quiet = node.as_ref().is_some_and(|row| row.contested.is_empty());
+            self.note_conflicts(kind, &document, quiet)?;
+        }
         self.compact(doc, &document)
     }
 

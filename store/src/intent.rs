@@ -7,14 +7,14 @@
 
 use sync::{
     document::{
-        Document, Fields, Kind, Writers, contested, register::MAX_SCALAR, schema::RegisterSchema, task,
+        Class, Document, Fields, Kind, Writers, contested, register::MAX_SCALAR, schema::RegisterSchema,
     },
     id::{DocumentId, SiteId},
 };
 
 use crate::{
     StoreError, Tx,
-    command::{gives_orders, refused, register_set},
+    command::{claim, gives_orders, refused, register_set},
     view,
 };
 
@@ -34,22 +34,15 @@ impl Intent {
 
     /// The intent to write `fields` at a path of such a document.
     pub(crate) fn at(kind: Kind, path: &str, fields: Fields) -> Option<Self> {
-        let (container, key) = match path.split_once('/') {
-            Some((container, key)) => (Some(container), key),
-            None => (None, path),
-        };
-        let schema = match container {
-            Some(container) => kind.schema().container(container),
-            None => kind.schema().register(key),
-        }?;
-        Some(Intent { container: container.map(|_| schema.key), key: key.to_string(), schema, fields })
+        let (container, key, schema) = contested::place(kind, path)?;
+        Some(Intent { container, key: key.to_string(), schema, fields })
     }
 }
 
 /// Whether a register says what somebody wants, and central may say it for him.
 pub(crate) fn is_intent(schema: &RegisterSchema) -> bool {
     match schema.writers {
-        Writers::CentralAndSite => true,
+        Writers::CentralAndSite | Writers::CentralAndOwnKey => true,
         Writers::Central | Writers::Site | Writers::OwnKey => false,
     }
 }
@@ -80,7 +73,7 @@ impl Tx<'_> {
             return refused(format!("{id} is no {kind}"));
         }
         for intent in intents {
-            self.check_intent(kind, id, intent)?;
+            self.check_intent(site, (kind, id), intent)?;
         }
         let why = cut(why);
         let acts = std::mem::replace(&mut self.author()?.by, by.to_string());
@@ -102,11 +95,22 @@ impl Tx<'_> {
             let value = view::shown(&intent.fields).to_string();
             self.journal_for(site, register_set(kind, id, &intent.path(), value))?;
         }
+        if kind == Kind::Claim {
+            claim::settle(self, id.into())?;
+        }
         Ok(())
     }
 
-    fn check_intent(&mut self, kind: Kind, id: DocumentId, intent: &Intent) -> Result<(), StoreError> {
+    fn check_intent(
+        &mut self,
+        site: SiteId,
+        (kind, id): (Kind, DocumentId),
+        intent: &Intent,
+    ) -> Result<(), StoreError> {
         let path = intent.path();
+        if intent.schema.writers == Writers::CentralAndOwnKey && intent.key != site.to_string() {
+            return refused(format!("`{path}` is another site's to say"));
+        }
         if intent.schema.writers == Writers::Central {
             return refused(format!(
                 "`{path}` is central's own to decide: use the command that is made for it"
@@ -125,20 +129,12 @@ impl Tx<'_> {
 
 /// Whether the register is there and immutable.
 fn is_written_once(document: &Document, intent: &Intent) -> bool {
-    match (intent.schema.class, intent.container) {
-        (sync::document::Class::Immutable, Some(container)) => {
-            contested::keys(document, container).contains(&intent.key)
-        }
-        // The one register at the root that is written once.
-        (sync::document::Class::Immutable, None) => {
-            !contested::read(document, &task::spec()).sides().is_empty()
-        }
-        (_, _) => false,
-    }
+    intent.schema.class == Class::Immutable
+        && contested::read_path(document, &intent.path()).is_some_and(|read| !read.sides().is_empty())
 }
 
 /// A reason that fits a register.
-fn cut(why: &str) -> &str {
+pub(crate) fn cut(why: &str) -> &str {
     let mut end = why.len().min(MAX_SCALAR);
     while !why.is_char_boundary(end) {
         end -= 1;

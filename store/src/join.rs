@@ -10,18 +10,21 @@ use std::collections::{BTreeMap, BTreeSet};
 use automerge::ChangeHash;
 use rusqlite::{OptionalExtension, params};
 use sync::{
-    document::Kind,
+    document::{Kind, proposal},
     engine::reconcile::{Element, element},
-    id::{DocumentId, Incarnation, Origin},
+    id::{DocumentId, Incarnation, Origin, ProposalId},
     journal::{Event, Mark, Stream, chain},
     policy::Reason,
+    time::Hlc,
     wire::{Fingerprint, Holding, Holdings, Item, StreamHead},
 };
 
 use crate::{
     StoreError, Tx, documents, life,
     log::{self, Row, signed},
+    marks::stream_between,
     retention, scope,
+    view::{ProposalFilter, ProposalState},
 };
 
 /// Journal entries beyond those that the peer acknowledged, of which a site tells the hashes.
@@ -63,13 +66,13 @@ impl Tx<'_> {
                  AND entry > ifnull((SELECT common_entry FROM peers WHERE peer = ?2), 0)
              ORDER BY entry LIMIT ?3",
         )?;
-        let ours = our_stream(self.state.origin, peer).to_string();
+        let ours = stream_between(self.state.origin, peer).to_string();
         let rows = statement
             .query_map(params![ours, peer.to_string(), MAX_ENTRIES], |row| row.get::<_, [u8; 32]>(0))?;
         let entries = rows.map(|hash| hash.map(Into::into)).collect::<Result<_, _>>()?;
         Ok(Holdings {
             documents,
-            streams: self.stream_heads(their_stream(self.state.origin, peer))?,
+            streams: self.stream_heads(stream_between(peer, self.state.origin))?,
             entries,
             nothing: self.holds_nothing()?.then_some(true),
         })
@@ -91,10 +94,10 @@ impl Tx<'_> {
         theirs: &Holdings,
     ) -> Result<Join, StoreError> {
         let mut ours = Holdings::default();
-        let stream = our_stream(self.state.origin, peer);
+        let stream = stream_between(self.state.origin, peer);
         // A chain that this site left because central could not follow it says nothing: there central rightly has
         // another entry.
-        let chain = self.present_chain()?;
+        let chain = self.present_chain(stream)?;
         let present = theirs.streams.iter().find(|head| head.incarnation == chain);
         if let (Origin::Site(_), Some(head)) = (self.state.origin, present)
             && !self.has_entry(stream, head)?
@@ -110,12 +113,12 @@ impl Tx<'_> {
                 ours.documents.push(self.holding_for(peer, holding)?);
                 self.doubt_holding(peer, holding)?;
             }
-            ours.streams = self.stream_heads(their_stream(self.state.origin, peer))?;
+            ours.streams = self.stream_heads(stream_between(peer, self.state.origin))?;
             for hash in &known {
                 let found: Option<i64> = self
                     .sql
                     .prepare_cached("SELECT entry FROM journal WHERE stream = ?1 AND hash = ?2")?
-                    .query_row(params![their_stream(self.state.origin, peer).to_string(), hash], |row| {
+                    .query_row(params![stream_between(peer, self.state.origin).to_string(), hash], |row| {
                         row.get(0)
                     })
                     .optional()?;
@@ -148,10 +151,11 @@ impl Tx<'_> {
             self.sql
                 .prepare_cached("UPDATE epochs SET told = ?2 WHERE site = ?1 AND told IS NULL")?
                 .execute(params![site.as_bytes(), signed(log::end(self.sql, peer)?)])?;
-            self.tell_broken_chains(peer, their_stream(self.state.origin, peer))?;
         }
+        self.tell_broken_chains(peer, stream_between(peer, self.state.origin))?;
         let known = matches!(self.state.origin, Origin::Site(_)).then_some(&known);
         let entries = self.tell_entries(peer, &theirs.streams, known)?;
+        let entries = entries + self.ask_again(peer)?;
         let site = peer.site().or(self.state.origin.site());
         if let Some(site) = site {
             let documents = theirs.documents.len() as u64;
@@ -350,7 +354,7 @@ impl Tx<'_> {
         theirs: &[StreamHead],
         known: Option<&BTreeSet<[u8; 32]>>,
     ) -> Result<u64, StoreError> {
-        let stream = our_stream(self.state.origin, peer);
+        let stream = stream_between(self.state.origin, peer);
         let theirs: BTreeMap<Incarnation, StreamHead> =
             theirs.iter().map(|head| (head.incarnation, *head)).collect();
         // Whether an entry is recorded once more, and the entry: what is recorded last goes last.
@@ -408,6 +412,50 @@ impl Tx<'_> {
         Ok(told)
     }
 
+    /// At a site: records once more that it asked for what is not answered, where no entry of its journal says so: it was lost
+    /// with a database that went back in time, and central goes by the journal. Returns how many that were.
+    fn ask_again(&mut self, central: Origin) -> Result<u64, StoreError> {
+        let Origin::Site(here) = self.state.origin else { return Ok(0) };
+        let stream = Stream::Site(here);
+        let open = ProposalFilter { state: Some(ProposalState::Open), ..ProposalFilter::default() };
+        let mut lost = self.view().proposals(&open)?;
+        // What central refused is answered by people, whatever the journal says.
+        lost.retain(|row| row.action != proposal::WRITE);
+        if lost.is_empty() {
+            return Ok(0);
+        }
+        let asked = self.asked_in(stream)?;
+        let mut rows = Vec::new();
+        for row in lost.into_iter().filter(|row| !asked.contains(&row.id)) {
+            let Some(document) = row.document else { continue };
+            let event = Event::ProposalMade {
+                proposal: row.id,
+                action: row.action,
+                document,
+                reason: "the entry that said so was lost with a database that went back in time".into(),
+            };
+            let entry = self.append_as(stream, Hlc::at(row.at), &row.by, row.policy_epoch, event)?;
+            rows.push(Row::Entry(entry));
+        }
+        let many = rows.len() as u64;
+        self.tell_all(central, rows)?;
+        Ok(many)
+    }
+
+    /// What the entries of a stream say was asked for.
+    fn asked_in(&self, stream: Stream) -> Result<BTreeSet<ProposalId>, StoreError> {
+        let mut statement = self.sql.prepare_cached("SELECT bytes FROM journal WHERE stream = ?1")?;
+        let mut found = statement.query([stream.to_string()])?;
+        let mut asked = BTreeSet::new();
+        while let Some(row) = found.next()? {
+            let bytes = row.get_ref(0)?.as_blob().map_err(rusqlite::Error::from)?;
+            if let Ok(Some(Event::ProposalMade { proposal, .. })) = chain::decode(bytes).map(|it| it.event) {
+                asked.insert(proposal);
+            }
+        }
+        Ok(asked)
+    }
+
     /// Whether an entry is here, or was once: what is not kept any more cannot be compared any more.
     pub(crate) fn has_entry(&self, stream: Stream, head: &StreamHead) -> Result<bool, StoreError> {
         Ok(self
@@ -443,24 +491,6 @@ pub(crate) enum Join {
     Joined(u64, Holdings),
     /// What central holds showed that our database went back in time: another life of it has begun.
     Forked(String),
-}
-
-/// The stream that we write and `peer` reads.
-fn our_stream(us: Origin, peer: Origin) -> Stream {
-    match (us, peer) {
-        (Origin::Site(site), _) => Stream::Site(site),
-        (Origin::Central, Origin::Site(site)) => Stream::Down(site),
-        (Origin::Central, Origin::Central) => Stream::Central,
-    }
-}
-
-/// The stream that `peer` writes and we read.
-fn their_stream(us: Origin, peer: Origin) -> Stream {
-    match (us, peer) {
-        (Origin::Site(site), _) => Stream::Down(site),
-        (Origin::Central, Origin::Site(site)) => Stream::Site(site),
-        (Origin::Central, Origin::Central) => Stream::Central,
-    }
 }
 
 fn heads_of(holding: &Holding) -> Vec<ChangeHash> {

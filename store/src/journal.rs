@@ -49,15 +49,15 @@ impl Tx<'_> {
         policy_epoch: u64,
         event: Event,
     ) -> Result<i64, StoreError> {
-        let incarnation = self.present_chain()?;
+        let incarnation = self.present_chain(stream)?;
         let mut head = head_of(self.sql, stream, incarnation)?.unwrap_or_else(|| Head::new(incarnation));
         let bytes = head.append(stream, at, by, policy_epoch, event);
-        insert(self.sql, stream, &head, &bytes)
+        self.insert(stream, &head, &bytes)
     }
 
     /// Number of the newest entry of our own present chain in a stream; 0 before the first.
     pub(crate) fn newest_entry(&self, stream: Stream) -> Result<u64, StoreError> {
-        Ok(head_of(self.sql, stream, self.present_chain()?)?.map_or(0, |head| head.seq))
+        Ok(head_of(self.sql, stream, self.present_chain(stream)?)?.map_or(0, |head| head.seq))
     }
 
     /// Takes over an entry of a peer's stream after checking that it continues the chain. One that is here
@@ -105,10 +105,29 @@ impl Tx<'_> {
         if let (Stream::Site(site), Some(Event::EpochAdopted { epoch })) = (stream, &entry.event) {
             self.note_epoch(site, *epoch)?;
         }
-        insert(self.sql, stream, &head, bytes)?;
+        if let (Stream::Site(site), Some(Event::ProposalMade { proposal, .. })) = (stream, &entry.event) {
+            self.note_asked(site, *proposal)?;
+        }
+        self.insert(stream, &head, bytes)?;
         *good = Some(head);
         // After the first good one there is nothing to forgive.
         if known.is_none() { self.chain_holds(peer) } else { Ok(()) }
+    }
+
+    fn insert(&self, stream: Stream, head: &Head, bytes: &[u8]) -> Result<i64, StoreError> {
+        self.sql
+            .prepare_cached(
+                "INSERT INTO journal (stream, incarnation, seq, hash, bytes) VALUES (?1, ?2, ?3, ?4, ?5)",
+            )?
+            .execute(params![
+                stream.to_string(),
+                head.incarnation.as_bytes(),
+                crate::log::signed(head.seq),
+                head.hash,
+                bytes
+            ])?;
+        self.noted.set(true);
+        Ok(self.sql.last_insert_rowid())
     }
 
     /// Whether an entry is here, or was before its chain was trimmed.
@@ -128,20 +147,6 @@ impl Tx<'_> {
         let kept_from = last_checkpoint(self.sql, stream, entry.incarnation)?;
         Ok(here.is_none() && kept_from.is_some_and(|checkpoint| entry.seq <= checkpoint.seq))
     }
-}
-
-fn insert(sql: &rusqlite::Connection, stream: Stream, head: &Head, bytes: &[u8]) -> Result<i64, StoreError> {
-    sql.prepare_cached(
-        "INSERT INTO journal (stream, incarnation, seq, hash, bytes) VALUES (?1, ?2, ?3, ?4, ?5)",
-    )?
-    .execute(params![
-        stream.to_string(),
-        head.incarnation.as_bytes(),
-        crate::log::signed(head.seq),
-        head.hash,
-        bytes
-    ])?;
-    Ok(sql.last_insert_rowid())
 }
 
 /// The newest entry of one life of a stream, here or not any more.

@@ -40,6 +40,7 @@ mod directory;
 mod reset;
 mod withdraw;
 mod intent;
+mod conflicts;
 pub mod tokens;
 
 pub mod view;
@@ -163,6 +164,13 @@ impl Store {
     /// Calls `watcher` after every commit in which a peer's log has grown.
     pub fn watch(&self, watcher: impl Fn(&Committed) + Send + 'static) {
         self.inner.writer.watch(Box::new(watcher));
+    }
+
+    /// Calls `watcher` after every commit in which the journal has grown, by what came about here or by what a peer
+    /// brought. It runs on the writer's thread when the entries can be read and before anybody is answered, so it
+    /// only wakes others; it takes the place of the one before it.
+    pub fn watch_journal(&self, watcher: impl Fn() + Send + 'static) {
+        self.inner.writer.watch_journal(Box::new(move |_| watcher()));
     }
 
     /// Runs `command` in a transaction and hands its outcome to `done` after the commit, on the writer's

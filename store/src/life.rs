@@ -12,7 +12,7 @@
 //! was restored knows its own log and its own changes again, whoever brings them back.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     collections::{BTreeMap, BTreeSet},
     fs,
     io::Write as _,
@@ -132,7 +132,9 @@ fn note_life(sql: &Connection, state: &mut State, given: &Given, reason: String)
         author: None,
         touched: BTreeSet::new(),
         grown: BTreeMap::new(),
+        noted: Cell::new(false),
         known: RefCell::new(None),
+        was_asked: false,
     };
     tx.journal(Event::LifeBegun { incarnation, reason })?;
     set_meta(sql, "clock", &state.clock.last().0.to_be_bytes())

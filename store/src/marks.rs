@@ -68,7 +68,7 @@ impl Tx<'_> {
     /// Only those of the database.
     pub fn head_to_sign(&mut self, peer: Origin) -> Result<Option<(Stream, Mark)>, StoreError> {
         let stream = stream_between(self.state.origin, peer);
-        let Some(head) = head_of(self.sql, stream, self.present_chain()?)? else { return Ok(None) };
+        let Some(head) = head_of(self.sql, stream, self.present_chain(stream)?)? else { return Ok(None) };
         let is_signed = self
             .sql
             .prepare_cached("SELECT 1 FROM heads WHERE stream = ?1 AND incarnation = ?2 AND seq = ?3")?

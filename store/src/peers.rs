@@ -1,11 +1,13 @@
 //! What this replica and a peer have of each other.
 
+use std::collections::BTreeMap;
+
 use rusqlite::{OptionalExtension, params};
 use sync::{
     document::Kind,
     engine::{Claim, Greeting},
     id::{DocumentId, Incarnation, Origin},
-    journal::{Event, Head, Mark, Stream},
+    journal::{Event, Head, Mark},
     policy::{Reason, quota::Hold},
     time::{MAX_DRIFT, Timestamp},
     wire::{Cursor, Fingerprint, Gone, Item, Reset, Rolling, Seal, StreamHead, Stub, Telemetry},
@@ -14,9 +16,10 @@ use sync::{
 use crate::{
     StoreError, Tx,
     authority::Known,
-    command::{node, proposal, settings, site},
+    command::{answer, claim, conflict, fence, node, proposal, settings, site, task, twin},
     life,
     log::{self, signed},
+    marks::stream_between,
     quarantine::{Aside, NOTHING},
 };
 
@@ -228,6 +231,7 @@ impl Tx<'_> {
         let mut chain: Option<Head> = None;
         self.known.replace(Some(Known::default()));
         let mut ours_came_back = false;
+        let mut written: BTreeMap<DocumentId, Kind> = BTreeMap::new();
         for (bytes, item) in items.iter().zip(decoded).take(allowed) {
             cursor = Cursor { position: cursor.position + 1, rolling: cursor.rolling.over(bytes) };
             let item = match item {
@@ -252,17 +256,14 @@ impl Tx<'_> {
                         }
                         Some(_) | None => {
                             ours_came_back |= self.take_run(run.take(), peer, cursor.position)?;
+                            written.insert(document, kind);
                             run = Some(Run { kind, id: document, batch: vec![(change, item.seal)] });
                         }
                     }
                 }
                 (_, _, _, Some(entry)) => {
                     ours_came_back |= self.take_run(run.take(), peer, cursor.position)?;
-                    let stream = match (self.state.origin, peer) {
-                        (Origin::Central, Origin::Site(site)) => Stream::Site(site),
-                        (Origin::Site(site), _) => Stream::Down(site),
-                        (Origin::Central, Origin::Central) => Stream::Central,
-                    };
+                    let stream = stream_between(peer, self.state.origin);
                     self.take_entry(peer, stream, &entry, &mut chain)?;
                 }
                 _ => {
@@ -277,6 +278,19 @@ impl Tx<'_> {
         ours_came_back |= self.take_run(run, peer, cursor.position)?;
         self.known.replace(None);
         site::follow_epoch(self)?;
+        // Not before: what comes next may be the last word of somebody who had seen all sides.
+        for (id, kind) in written {
+            conflict::settle(self, kind, id)?;
+            if kind == Kind::Node {
+                twin::settle(self, id.into())?;
+            }
+        }
+        if let Origin::Site(site) = peer
+            && self.was_asked
+            && !ours_came_back
+        {
+            answer::due(self, site)?;
+        }
         self.outdate_agreement(peer)?;
         if self.ever_aside(peer)? > before {
             self.set_agreement(peer, false)?;
@@ -313,9 +327,22 @@ impl Tx<'_> {
         let (batch, seals): (Vec<Vec<u8>>, Vec<Option<Seal>>) = batch.into_iter().unzip();
         let admitted = self.admit(kind, id, &batch, &seals, peer, upto)?;
         match kind {
-            Kind::Node => node::settle_home(self, id.into())?,
-            Kind::Workflow | Kind::Task => {}
-            Kind::Proposal => proposal::settle(self, id.into())?,
+            Kind::Node => {
+                node::settle_home(self, id.into())?;
+                claim::one_home(self, id.into())?;
+                claim::from_observations(self, id.into(), peer.site())?;
+                claim::settle_about(self, id.into())?;
+            }
+            Kind::Workflow => {}
+            Kind::Task => {
+                task::follow_abort(self, id.into())?;
+                fence::task_came(self, id.into())?;
+            }
+            Kind::Claim => claim::settle(self, id.into())?,
+            Kind::Proposal => {
+                proposal::settle(self, id.into())?;
+                self.was_asked = true;
+            }
             Kind::Site => {
                 site::follow_resumed(self, id.into())?;
                 settings::descend(self, [id.into()], "settings came back")?;
@@ -337,12 +364,12 @@ impl Tx<'_> {
     fn take_note(&mut self, peer: Origin, note: Note) -> Result<(), StoreError> {
         match (self.state.origin, note) {
             (_, Note::Mark(mark)) => self.take_mark(peer, &mark),
+            (_, Note::Broken(newest)) => self.take_broken(peer, &newest),
             (Origin::Site(_), Note::Dropped(id)) => self.drop_document(peer, id),
             (Origin::Site(_), Note::Stubs(stubs)) => self.take_stubs(&stubs),
             (Origin::Site(_), Note::Gone(gone)) => self.take_gone(&gone),
             (Origin::Site(_), Note::Recovering(is)) => self.take_recovering(is),
             (Origin::Site(_), Note::Reset(kind, id, reset)) => self.take_reset(peer, kind, id, &reset),
-            (Origin::Site(_), Note::Broken(newest)) => self.take_broken(&newest),
             (Origin::Site(_), Note::Withdrawn(kind, id, hashes)) => {
                 self.take_withdrawn(peer, kind, id, &hashes)
             }
@@ -440,7 +467,10 @@ impl Tx<'_> {
                 }
                 self.confirm_central_time(clock)
             }
-            Origin::Site(site) => self.tell_directory(site),
+            Origin::Site(site) => {
+                claim::tend(self, Some(site))?;
+                self.tell_directory(site)
+            }
         }
     }
 

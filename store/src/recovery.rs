@@ -12,7 +12,7 @@
 use rusqlite::params;
 use serde::Serialize;
 use sync::{
-    id::{Incarnation, NodeId, Origin, SiteId, TaskId},
+    id::{Incarnation, Origin, SiteId, TaskId},
     journal::Event,
     time::Timestamp,
     wire::Item,
@@ -20,7 +20,7 @@ use sync::{
 
 use crate::{
     StoreError, Tx, View,
-    command::{check_text, node, settings},
+    command::{answer, check_text, claim, conflict, node, settings, twin},
     log::{Row, signed},
     view::NodeFilter,
     writer::{meta, set_meta},
@@ -170,16 +170,20 @@ impl Tx<'_> {
         if self.state.origin != Origin::Central {
             return Ok(());
         }
-        let (homeless, sites): (Vec<NodeId>, Vec<SiteId>) = {
-            let view = self.view();
-            let nodes = view.nodes(&NodeFilter::default())?;
-            let homeless = nodes.iter().filter(|row| row.home.is_none()).map(|row| row.id).collect();
-            (homeless, view.sites()?.iter().map(|row| row.id).collect())
-        };
-        for id in homeless {
-            node::settle_home(self, id)?;
+        let nodes = self.view().nodes(&NodeFilter::default())?;
+        let sites: Vec<SiteId> = self.view().sites()?.iter().map(|row| row.id).collect();
+        for row in nodes.iter().filter(|row| row.home.is_none()) {
+            node::settle_home(self, row.id)?;
         }
+        claim::recovered(self, &nodes)?;
         settings::descend(self, sites.iter().copied(), "central was restored")?;
+        conflict::settle_all(self, None)?;
+        for row in self.view().nodes(&NodeFilter::default())? {
+            twin::settle(self, row.id)?;
+        }
+        for id in &sites {
+            answer::due(self, *id)?;
+        }
         for id in sites {
             // Whoever has not joined yet is told when he does.
             if self.view().peer(Origin::Site(id))?.life.is_some() {

@@ -139,6 +139,7 @@ impl Tx<'_> {
             .exists([doc])?;
         if is_seen {
             view::refresh(self.sql, doc, &document)?;
+            self.note_conflicts(kind, &document, false)?;
         }
         Ok(())
     }
@@ -344,7 +345,7 @@ impl Tx<'_> {
             });
         }
         let Some(written) = written else { return Ok(false) };
-        let row = self.insert_change(doc, &written, None)?;
+        let row = self.insert_change(doc, &written, None, None)?;
         self.finish(doc, kind, &[row])?;
         Ok(true)
     }

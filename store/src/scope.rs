@@ -2,7 +2,7 @@
 //!
 //! A site tells central everything that it writes itself. Central tells a site what concerns it: its own
 //! document and the groups that this names, with those above them; the nodes at home there (or seen there
-//! while they have no home), their tasks, and the workflows of those tasks and its own. A document that comes
+//! while they have no home), their tasks, the workflows of those tasks and its own, and the claims that it is a side of. A document that comes
 //! into a site's scope is told from its first change on. A node or group that leaves it is dropped: the site
 //! keeps it until everything of its own is acknowledged, then evicts it. So does a site that only saw a machine
 //! of another one, and so leaves, after a join, whatever else the site holds that is not in its scope. Dropping
@@ -14,7 +14,7 @@ use std::collections::BTreeSet;
 
 use rusqlite::{OptionalExtension, params};
 use sync::{
-    document::{Document, Kind, contested, proposal, task, workflow},
+    document::{Document, Kind, claim, contested, proposal, task, workflow},
     id::{DocumentId, GroupId, Origin, SiteId},
     wire::{Fingerprint, Item},
 };
@@ -55,13 +55,24 @@ pub(crate) fn spread(
                     leave(tx, *site, doc, kind, document.id(), changes)?;
                     continue;
                 }
+                if is_bound(kind)
+                    && writers(changes).contains(site)
+                    && lets_go(tx, *site, doc, kind, document)?
+                {
+                    // It came back before the site had heard that it left: with it goes what the site wrote meanwhile.
+                    leave(tx, *site, doc, kind, document.id(), changes)?;
+                    enter(tx, *site, doc)?;
+                    unsettle(tx, Origin::Site(*site))?;
+                    continue;
+                }
                 tell_fresh(tx, Origin::Site(*site), changes)?;
             }
             // Whoever wrote into what is not in its scope holds a copy that leaves it again.
             if is_bound(kind) {
                 for site in writers(changes) {
                     if !before.contains(&site) && !wanted.contains(&site) {
-                        if kind == Kind::Node && directory::visited(tx, site, document.id().into())? {
+                        let has_seen_it = node.is_some_and(|row| row.observed_by.contains(&site));
+                        if has_seen_it && directory::visited(tx, site, document.id().into())? {
                             // Whatever it knew of the machine once, it had forgotten.
                             forget_departure(tx, site, doc)?;
                         }
@@ -80,7 +91,7 @@ pub(crate) fn spread(
                     }
                     directory::outdate_domains(tx, None)?;
                 }
-                Kind::Node | Kind::Workflow | Kind::Task | Kind::Proposal => {}
+                Kind::Node | Kind::Workflow | Kind::Task | Kind::Proposal | Kind::Claim => {}
             }
         }
     }
@@ -91,7 +102,7 @@ pub(crate) fn spread(
 fn is_bound(kind: Kind) -> bool {
     match kind {
         Kind::Node | Kind::Group => true,
-        Kind::Site | Kind::Workflow | Kind::Task | Kind::Proposal => false,
+        Kind::Site | Kind::Workflow | Kind::Task | Kind::Proposal | Kind::Claim => false,
     }
 }
 
@@ -120,6 +131,21 @@ fn sites_of(
         Kind::Proposal => {
             let wish = contested::read(document, &proposal::wish());
             wish.newest().and_then(|side| side.written.site.site()).into_iter().collect()
+        }
+        // Both sites, also the one that knows of the machine only that it boots there.
+        Kind::Claim => {
+            let Some(claim::InForce { opened, opened_by, .. }) = claim::InForce::of(document) else {
+                return Ok(vec![]);
+            };
+            let mut sites = vec![opened.to_site];
+            // A site that claims a machine does not choose who hears of it.
+            let is_home = || -> Result<bool, StoreError> {
+                Ok(tx.view().node(opened.node)?.is_some_and(|row| row.home == Some(opened.from_site)))
+            };
+            if opened_by == Origin::Central || before.contains(&opened.from_site) || is_home()? {
+                sites.push(opened.from_site);
+            }
+            sites
         }
         Kind::Group => tx.view().sites_naming(document.id().into())?.into_iter().collect(),
         Kind::Workflow => {
@@ -183,7 +209,10 @@ fn enter_dependencies(
     }
     let spec = contested::read(document, &task::spec());
     let Some(spec) = spec.newest().map(|side| side.value.clone()) else { return Ok(()) };
-    for needed in [DocumentId::from(spec.workflow), DocumentId::from(spec.node)] {
+    // A task of a site that the machine has left does not bring it back.
+    let home = tx.view().node(spec.node)?.and_then(|row| row.home);
+    let node = home.is_none_or(|home| home == site).then_some(DocumentId::from(spec.node));
+    for needed in [DocumentId::from(spec.workflow)].into_iter().chain(node) {
         if let Some(doc) = tx.find(needed)? {
             enter(tx, site, doc)?;
         }
@@ -330,12 +359,41 @@ fn leave(
         )?
         .execute(params![peer.to_string(), doc])?;
     tx.tell_with(peer, Row::Note(Item::dropped(kind.number(), id).to_bytes()), held)?;
+    if !inside && has_not_heard(tx, site, doc)? {
+        // What it wrote went with the copy that it let go of when it was told first.
+        unsettle(tx, peer)?;
+    }
     // Who has acknowledged it once knows it, however often it is told.
     let end = log::end(tx.sql, peer)?;
     tx.sql
         .prepare_cached("UPDATE scope SET gone = ifnull(gone, ?3) WHERE peer = ?1 AND doc = ?2")?
         .execute(params![peer.to_string(), doc, signed(end)])?;
     Ok(())
+}
+
+/// Whether a site that holds a document had not yet heard, when it wrote what is new, that it left once: it lets go of all of
+/// it then, whatever it is told afterwards.
+fn lets_go(tx: &Tx<'_>, site: SiteId, doc: i64, kind: Kind, document: &Document) -> Result<bool, StoreError> {
+    let peer = Origin::Site(site).to_string();
+    let note = Item::dropped(kind.number(), document.id()).to_bytes();
+    Ok(tx
+        .sql
+        .prepare_cached(
+            "SELECT 1 FROM scope JOIN peers ON peers.peer = scope.peer WHERE scope.peer = ?1 AND doc = ?2 AND upto > 0
+             AND EXISTS (SELECT 1 FROM log WHERE log.peer = ?1 AND position > known AND note = ?3)",
+        )?
+        .exists(params![peer, doc, note])?)
+}
+
+/// Whether a document has left a site, as far as that is told, and the site had not heard of it when it wrote last.
+fn has_not_heard(tx: &Tx<'_>, site: SiteId, doc: i64) -> Result<bool, StoreError> {
+    Ok(tx
+        .sql
+        .prepare_cached(
+            "SELECT 1 FROM scope JOIN peers ON peers.peer = scope.peer
+             WHERE scope.peer = ?1 AND doc = ?2 AND gone > known",
+        )?
+        .exists(params![Origin::Site(site).to_string(), doc])?)
 }
 
 /// What a site once acknowledged of a document that left it does not count any more.

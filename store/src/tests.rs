@@ -20,6 +20,8 @@ use sync::{
 
 mod desk;
 mod domain;
+mod moves;
+mod watching;
 
 use super::*;
 use crate::{
@@ -28,7 +30,7 @@ use crate::{
         node::{NodeEdit, create as create_node, edit},
         site,
     },
-    view::{JournalFilter, NodeFilter},
+    view::{JournalFilter, JournalRow, NodeFilter},
 };
 
 const MAC: MacAddr = MacAddr([0x52, 0x54, 0, 0, 0, 1]);
@@ -376,7 +378,7 @@ struct Fleet {
     folder: tempfile::TempDir,
     central: Store,
     sites: Vec<(SiteId, Store)>,
-    number: u8,
+    number: u16,
 }
 
 impl Fleet {
@@ -397,7 +399,10 @@ impl Fleet {
 
     fn given(&mut self) -> Given {
         self.number += 1;
-        given(self.number)
+        let [high, low] = self.number.to_be_bytes();
+        let mut entropy = [low; 32];
+        entropy[31] = low.wrapping_add(high);
+        Given { now: NOW.after(Duration::from_secs(u64::from(self.number))), by: "ann".into(), entropy }
     }
 
     /// Carries what one replica has for another; `tamper` may change an item on its way.
@@ -478,6 +483,7 @@ impl Fleet {
             adopt: true,
             booting: None,
             local_disk: true,
+            claims: false,
         };
         let given = self.given();
         let adopted = move |tx: &mut Tx<'_>| answered_boot(tx, &answered);
@@ -505,6 +511,7 @@ fn h6_a_host_that_makes_up_addresses_becomes_no_more_than_so_many_machines() {
             adopt: true,
             booting: None,
             local_disk: false,
+            claims: false,
         };
         known.extend(store.run(given(2), move |tx| answered_boot(tx, &answered)).unwrap());
     }

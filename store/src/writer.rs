@@ -5,7 +5,7 @@
 //! it is anybody answered. A command that fails takes back its own savepoint only.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     collections::{BTreeMap, BTreeSet, VecDeque},
     fs,
     path::{Path, PathBuf},
@@ -37,18 +37,41 @@ const WAITING: usize = 16 * GROUP;
 pub struct Committed {
     /// Last position of the log for each peer whose log has grown.
     pub grown: BTreeMap<Origin, u64>,
+    /// Whether entries came into the journal: ours, or what a peer brought.
+    pub noted: bool,
 }
 
 type Finish = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
 type Job = Box<dyn FnOnce(&mut Tx<'_>) -> (Result<(), StoreError>, Finish) + Send>;
 type Watcher = Box<dyn Fn(&Committed) + Send>;
 
+/// Who is told of commits, on the writer's thread.
+#[derive(Default)]
+struct Watchers {
+    /// Of those in which a peer's log has grown.
+    logs: Option<Watcher>,
+    /// Of those in which the journal has.
+    journal: Option<Watcher>,
+}
+
+impl Watchers {
+    fn tell(&self, committed: &Committed) {
+        for (watcher, concerns) in
+            [(&self.logs, !committed.grown.is_empty()), (&self.journal, committed.noted)]
+        {
+            if let Some(watcher) = watcher.as_ref().filter(|_| concerns) {
+                watcher(committed);
+            }
+        }
+    }
+}
+
 /// The queue in front of the writing thread.
 pub(crate) struct Writer {
     queue: Mutex<Option<Sender<(Given, Job)>>>,
     /// Jobs in the queue.
     waiting: Arc<AtomicUsize>,
-    watcher: Arc<Mutex<Option<Watcher>>>,
+    watchers: Arc<Mutex<Watchers>>,
     thread: Mutex<Option<std::thread::JoinHandle<()>>>,
 }
 
@@ -77,8 +100,12 @@ pub struct Tx<'t> {
     pub(crate) author: Option<Author>,
     pub(crate) touched: BTreeSet<i64>,
     pub(crate) grown: BTreeMap<Origin, u64>,
+    /// Entries came into the journal.
+    pub(crate) noted: Cell<bool>,
     /// While items of a peer's log are taken over: what was found out of the peer.
     pub(crate) known: RefCell<Option<Known>>,
+    /// A site asked for something since the transaction began.
+    pub(crate) was_asked: bool,
 }
 
 pub(crate) fn database(folder: &Path) -> PathBuf {
@@ -128,25 +155,31 @@ impl Writer {
         let (sender, receiver) = channel();
         let waiting = Arc::new(AtomicUsize::new(0));
         let queue = Queue { receiver, waiting: Arc::clone(&waiting) };
-        let watcher = Arc::new(Mutex::new(None));
-        let watched = Arc::clone(&watcher);
+        let watchers = Arc::new(Mutex::new(Watchers::default()));
+        let told = Arc::clone(&watchers);
         #[expect(clippy::disallowed_methods, reason = "this is the one writer, and the thread is its work")]
         let thread = std::thread::Builder::new()
             .name("store-writer".into())
-            .spawn(move || work(connection, state, &queue, &watched, &lives))
+            .spawn(move || work(connection, state, &queue, &told, &lives))
             .map_err(|source| StoreError::File {
                 action: "start the writer of",
                 path,
                 source: Arc::new(source),
             })?;
         let writer =
-            Writer { queue: Mutex::new(Some(sender)), waiting, watcher, thread: Mutex::new(Some(thread)) };
+            Writer { queue: Mutex::new(Some(sender)), waiting, watchers, thread: Mutex::new(Some(thread)) };
         Ok((writer, incarnation))
     }
 
     pub(crate) fn watch(&self, watcher: Watcher) {
-        if let Ok(mut slot) = self.watcher.lock() {
-            *slot = Some(watcher);
+        if let Ok(mut watchers) = self.watchers.lock() {
+            watchers.logs = Some(watcher);
+        }
+    }
+
+    pub(crate) fn watch_journal(&self, watcher: Watcher) {
+        if let Ok(mut watchers) = self.watchers.lock() {
+            watchers.journal = Some(watcher);
         }
     }
 
@@ -227,7 +260,7 @@ fn work(
     mut connection: Connection,
     mut state: State,
     queue: &Queue,
-    watcher: &Mutex<Option<Watcher>>,
+    watchers: &Mutex<Watchers>,
     incarnation: &Mutex<Incarnation>,
 ) {
     while let Some(first) = queue.wait() {
@@ -245,11 +278,9 @@ fn work(
                 jobs.clear();
             }
             if let Ok(committed) = &outcome
-                && !committed.grown.is_empty()
-                && let Ok(watcher) = watcher.lock()
-                && let Some(watcher) = watcher.as_ref()
+                && let Ok(watchers) = watchers.lock()
             {
-                watcher(committed);
+                watchers.tell(committed);
             }
             if let Ok(mut incarnation) = incarnation.lock() {
                 *incarnation = state.incarnation;
@@ -283,15 +314,18 @@ fn commit_group(
                 author: None,
                 touched: BTreeSet::new(),
                 grown: BTreeMap::new(),
+                noted: Cell::new(false),
                 known: RefCell::new(None),
+                was_asked: false,
             };
             let (kept, finish) = job(&mut tx);
             finishes.push(finish);
-            let Tx { touched, grown, .. } = tx;
+            let Tx { touched, grown, noted, .. } = tx;
             match kept {
                 Ok(()) => {
                     transaction.prepare_cached("RELEASE command")?.execute([])?;
                     committed.grown.extend(grown);
+                    committed.noted |= noted.get();
                 }
                 // A full disk makes SQLite take back the whole transaction by itself: nothing of what the
                 // group has done so far is left, and everybody in it hears why.

@@ -139,6 +139,10 @@ id_type!(
     ProposalId, 16, "proposal id", "32 hexadecimal digits"
 );
 id_type!(
+    /// A wish that a machine be at home at another site, named by what it is about (see [`ClaimId::of`]).
+    ClaimId, 16, "claim id", "32 hexadecimal digits"
+);
+id_type!(
     /// A part of the fleet whose settings descend.
     GroupId, 16, "group id", "32 hexadecimal digits"
 );
@@ -182,7 +186,7 @@ macro_rules! document_id_of {
         }
     )*};
 }
-document_id_of!(SiteId, NodeId, WorkflowId, TaskId, ProposalId, GroupId);
+document_id_of!(SiteId, NodeId, WorkflowId, TaskId, ProposalId, ClaimId, GroupId);
 
 impl NodeId {
     /// Names the machine whose boot interface is `mac`: the first 16 bytes of
@@ -193,6 +197,20 @@ impl NodeId {
         hasher.update(mac.to_string().as_bytes());
         let digest = hasher.finalize();
         NodeId(digest.as_bytes()[..16].try_into().expect("a BLAKE3 digest has 32 bytes"))
+    }
+}
+
+impl ClaimId {
+    /// Names the claim of site `to` on `node`, made while the machine had moved `home_epoch` times: the first 16 bytes
+    /// of `blake3("holdfast/doc/v1", "claim", node, site, epoch)`. Whoever opens it, it is one claim.
+    pub fn of(node: NodeId, to: SiteId, home_epoch: u64) -> Self {
+        let mut hasher = blake3::Hasher::new_derive_key("holdfast/doc/v1");
+        hasher.update(b"claim\0");
+        hasher.update(node.as_bytes());
+        hasher.update(to.as_bytes());
+        hasher.update(&home_epoch.to_be_bytes());
+        let digest = hasher.finalize();
+        ClaimId(digest.as_bytes()[..16].try_into().expect("a BLAKE3 digest has 32 bytes"))
     }
 }
 

@@ -111,6 +111,7 @@ fn live(world: &mut World, lyon: SiteId, mac: MacAddr, installs: bool) {
         adopt: true,
         booting: open.as_ref().map(|task| task.id),
         local_disk: !installs,
+        claims: false,
     };
     world.run(site, "boot", move |tx| boot::answered(tx, &answered)).unwrap();
     let (Some(task), true) = (open, installs) else { return };

@@ -297,7 +297,15 @@ impl Site {
             for node in 0..NODES {
                 let mac = MacAddr([0x52, 0x54, high, low, 0, u8::try_from(node).expect("few machines")]);
                 let (answer, reason) = ("the local disk".into(), "a machine that was not known".into());
-                let boot = Answered { mac, answer, reason, adopt: true, booting: None, local_disk: true };
+                let boot = Answered {
+                    mac,
+                    answer,
+                    reason,
+                    adopt: true,
+                    booting: None,
+                    local_disk: true,
+                    claims: false,
+                };
                 answered(tx, &boot)?;
             }
             Ok(())

@@ -6,8 +6,12 @@
 //! store takes them as it does in a session, on its one writer, in a database on disk. The peer is Automerge
 //! alone: the same changes of the same batches applied without any check to documents that are all kept open,
 //! and stored raw, with one flushed commit a batch. Figures are printed and not asserted, but for
-//! what must hold of mutants. `HOLDFAST_FUZZ_COUNT` says how many of those; `open`, `cold` or `mutants` as argument
-//! measures that alone.
+//! what must hold of mutants. `HOLDFAST_FUZZ_COUNT` says how many of those; `open`, `cold`, `conflicts` or `mutants` as
+//! argument measures that alone.
+//!
+//! `conflicts` has central and the site name the same machines while neither hears of the other: what it costs central to
+//! take that in where policy settles each at once, where half of them are contested, and where none is; and to settle
+//! all of them in one commit, because the strategy became another one.
 
 use std::{
     collections::BTreeMap,
@@ -36,12 +40,13 @@ use store::{
         report::{self, Registration},
         site::{self, SettingsEdit},
     },
+    view::ConflictFilter,
 };
 use sync::{
     document::{Kind, genesis},
     engine::{Connection, Input, Output},
     id::{DocumentId, MacAddr, NodeId, Origin, ReportId, SiteId},
-    policy::Autonomy,
+    policy::{Autonomy, Strategy},
     wire::Item,
 };
 
@@ -65,6 +70,9 @@ fn main() {
         if is_wanted(part) {
             honest(size);
         }
+    }
+    if is_wanted("conflicts") {
+        conflicts();
     }
     if is_wanted("mutants") {
         mutants();
@@ -103,6 +111,46 @@ fn honest((nodes, shifts): (u16, u16)) {
     println!("| … automerge alone: apply_changes and a raw insert | {} |", rate(bare));
     let ratio = ours.cpu.as_secs_f64() / bare.cpu.as_secs_f64();
     println!("| … central's time on a core, as a multiple of automerge alone | {ratio:.1} |");
+}
+
+/// Machines of which each is contested, or every second one.
+const CONTESTED: u16 = 10_000;
+
+fn conflicts() {
+    for (strategy, every) in [
+        (Strategy::CentralWins, 1),
+        (Strategy::CentralWins, 2),
+        (Strategy::CentralWins, 0),
+        (Strategy::Manual, 1),
+    ] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut office = Office::open(folder.path(), CONTESTED);
+        office.settle_by(strategy);
+        let contested = office.name_all(every);
+        let batches = office.batches();
+        let spent = measured(|| office.ingest(&batches));
+        let (open, ended) = office.conflicts();
+        let told = |spent: Spent| {
+            format!(
+                "{:.2} s of a core, {:.2} by the clock",
+                spent.cpu.as_secs_f64(),
+                spent.wall.as_secs_f64()
+            )
+        };
+        println!(
+            "| {CONTESTED} renamed machines, {contested} contested, `{strategy}`: ingest at central; open / settled | {}; {open} / {ended} |",
+            told(spent)
+        );
+        if strategy == Strategy::Manual {
+            let spent = measured(|| office.settle_by(Strategy::SiteWins));
+            let (open, ended) = office.conflicts();
+            println!(
+                "| … then `site_wins`: all of them settled in one commit; open / settled | {}; {open} / {ended} |",
+                told(spent)
+            );
+            assert_eq!(open, 0, "nothing is left that policy may settle");
+        }
+    }
 }
 
 /// Mutants of changes, with an honest change beside each.
@@ -191,6 +239,7 @@ impl Office {
                             adopt: true,
                             booting: None,
                             local_disk: true,
+                            claims: false,
                         };
                         boot::answered(tx, &answered).map(drop)
                     }
@@ -218,6 +267,43 @@ impl Office {
                 self.lyon.run(given, act).expect("the site does its work");
             }
         }
+    }
+
+    /// Central says how disagreements of the site are settled.
+    fn settle_by(&mut self, strategy: Strategy) {
+        self.steps += 1;
+        let (given, site) = (given_at(&mut self.random, self.steps), self.site);
+        let edit = SettingsEdit { conflict_resolution: Some(strategy), ..SettingsEdit::default() };
+        self.central.run(given, move |tx| site::set(tx, site, &edit, "")).expect("settings");
+    }
+
+    /// The site names every machine, central every `every`th of them; how many that are.
+    fn name_all(&mut self, every: u16) -> u16 {
+        let mut contested = 0;
+        for number in 0..self.nodes {
+            let is_contested = every > 0 && number.is_multiple_of(every);
+            contested += u16::from(is_contested);
+            for (store, name) in [(&self.lyon, "kasse"), (&self.central, "till")] {
+                if name == "till" && !is_contested {
+                    continue;
+                }
+                self.steps += 1;
+                let given = given_at(&mut self.random, self.steps);
+                let edit = NodeEdit { hostname: Some(format!("{name}-{number}")), ..NodeEdit::default() };
+                let rename = move |tx: &mut store::Tx<'_>| node::edit(tx, NodeId::of(mac(number)), &edit);
+                store.run(given, rename).expect("a name");
+            }
+        }
+        contested
+    }
+
+    /// Disagreements at central that are open, and that ended.
+    fn conflicts(&self) -> (usize, usize) {
+        let of = |open| {
+            let filter = ConflictFilter { open: Some(open), ..ConflictFilter::default() };
+            self.central.read(|view| view.conflicts(&filter)).expect("the store reads").len()
+        };
+        (of(true), of(false))
     }
 
     /// How many documents central has read from the disk.

@@ -4,6 +4,8 @@
 //! wire, and tells what each side knows while the link of one site is down. `cargo demo -- --check` tells
 //! the same story and asserts every step; `--fault NAME` plants one fault that the checks must find.
 
+mod claims;
+mod conflicts;
 mod narrator;
 mod story;
 

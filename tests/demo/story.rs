@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use sync::{blob::Digest, id::MacAddr};
 
 use crate::{
-    Fault,
+    Fault, claims, conflicts,
     narrator::{Failed, Narrator},
 };
 
@@ -240,21 +240,7 @@ pub(crate) fn tell(narrator: &mut Narrator, fault: Option<Fault>) -> Result<Runn
         lyon_wire.swallow_answers();
     }
     for site in [&lyon, &oslo] {
-        narrator.wait(
-            &format!("{}'s work is acknowledged, and both sides hold the same", site.name),
-            SOON,
-            || {
-                let here = site.rest.show("/agent/status")["link"].clone();
-                let there = central.rest.show(&format!("/sites/{}", site.id));
-                let holds = here["state"] == "connected"
-                    && here["acknowledged"] == here["end"]
-                    && there["acknowledged"] == there["end"]
-                    && here["agrees"] == true
-                    && there["agrees"] == true
-                    && there["pulled"] == here["end"];
-                (holds, json!({ "site": here, "central": there }))
-            },
-        )?;
+        hold_the_same(narrator, &central, site)?;
     }
     for (last, name, state) in
         [(1, "front-desk", "active"), (2, "till-2", "active"), (4, "till-4", "installed")]
@@ -276,7 +262,17 @@ pub(crate) fn tell(narrator: &mut Narrator, fault: Option<Fault>) -> Result<Runn
         screens.iter().any(|row| row["event"] == "boot_answered" && row["mac"] == mac(9).to_string());
     narrator.check("central has heard of the unknown machine", stranger, "no such entry")?;
 
-    narrator.part("7. What must never have happened");
+    narrator.part("7. Both sides decide about one machine while the link is cut, under each strategy");
+    conflicts::tell(narrator, &central, &lyon, &lyon_wire, mac(1))?;
+    hold_the_same(narrator, &central, &lyon)?;
+
+    narrator.part("8. Machines of lyon are carried to oslo, one under each policy");
+    claims::tell(narrator, &central, &lyon, &oslo, &workflow)?;
+    for site in [&lyon, &oslo] {
+        hold_the_same(narrator, &central, site)?;
+    }
+
+    narrator.part("9. What must never have happened");
     let journal = |rest: &harness::rest::Rest, site: &Site| rest.list(&format!("/journal?site={}", site.id));
     for site in [&lyon, &oslo] {
         let chain = |rows: Vec<Value>| -> Vec<Value> {
@@ -330,6 +326,24 @@ pub(crate) fn tell(narrator: &mut Narrator, fault: Option<Fault>) -> Result<Runn
         )?;
     }
     Ok(Running { central, lyon, oslo, _wires: [lyon_wire, oslo_wire], _folder: folder })
+}
+
+fn hold_the_same(narrator: &mut Narrator, central: &Central, site: &Site) -> Result<(), Failed> {
+    narrator.wait(
+        &format!("{}'s work is acknowledged, and both sides hold the same", site.name),
+        SOON,
+        || {
+            let here = site.rest.show("/agent/status")["link"].clone();
+            let there = central.rest.show(&format!("/sites/{}", site.id));
+            let holds = here["state"] == "connected"
+                && here["acknowledged"] == here["end"]
+                && there["acknowledged"] == there["end"]
+                && here["agrees"] == true
+                && there["agrees"] == true
+                && there["pulled"] == here["end"];
+            (holds, json!({ "site": here, "central": there }))
+        },
+    )
 }
 
 /// What a boot file holds: made up, the same at every run.

@@ -66,7 +66,7 @@ fn the_corpus_holds_every_sort_of_message_and_document() {
     let kinds: std::collections::BTreeSet<&str> =
         corpus.histories.iter().map(|history| history.kind.as_str()).collect();
     // No command makes a group yet.
-    assert_eq!(kinds.into_iter().collect::<Vec<_>>(), ["node", "site", "task", "workflow"]);
+    assert_eq!(kinds.into_iter().collect::<Vec<_>>(), ["claim", "node", "site", "task", "workflow"]);
     assert!(corpus.histories.iter().any(|it| it.states.iter().any(|state| state.heads().len() > 1)));
     if let Ok(folder) = env::var("HOLDFAST_FUZZ_CORPUS") {
         write_corpus(corpus, Path::new(&folder)).expect("the corpus is written");

@@ -308,6 +308,7 @@ fn boot_and_report(world: &mut World, site: SiteId, mac: MacAddr, installs: bool
         adopt: true,
         booting: order.as_ref().map(|task| task.id),
         local_disk: order.is_none(),
+        claims: false,
     };
     run(world, origin, "boot", move |tx| boot::answered(tx, &answered));
     let registration = Registration {

@@ -9,7 +9,8 @@ use automerge::{Change, ChangeHash};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Result, config::DbConfig, params};
 use sync::{
     document::{Document, Kind},
-    id::{DocumentId, NodeId, Origin, SiteId},
+    id::{DocumentId, MacAddr, NodeId, Origin, SiteId},
+    journal::chain,
     wire::Stub,
 };
 
@@ -35,10 +36,24 @@ pub struct SetAside {
     pub row: i64,
     /// Who delivered it.
     pub peer: String,
+    /// The document that it is about.
+    pub document: DocumentId,
     /// Why.
     pub reason: String,
     /// Hash of the change, if it is one.
     pub hash: Option<[u8; 32]>,
+}
+
+/// A change as it is stored, with whoever delivered it.
+pub struct Told {
+    /// The peer; none where this replica wrote it itself.
+    pub source: Option<Origin>,
+    /// Kind of its document, if this program knows it.
+    pub kind: Option<Kind>,
+    /// Its document.
+    pub id: DocumentId,
+    /// The change.
+    pub bytes: Vec<u8>,
 }
 
 /// A journal entry as it is stored.
@@ -103,6 +118,27 @@ impl Eye {
     /// Rows of all documents that have changes.
     pub fn documents(&self) -> Result<Vec<i64>> {
         self.column("SELECT doc FROM documents WHERE changes > 0 ORDER BY doc", [])
+    }
+
+    /// Rows of the documents of one kind that have changes.
+    pub fn documents_of(&self, kind: Kind) -> Result<Vec<i64>> {
+        self.column("SELECT doc FROM documents WHERE kind = ?1 AND changes > 0 ORDER BY doc", [kind.number()])
+    }
+
+    /// Rows of the tasks and claims about a machine.
+    pub fn about(&self, node: NodeId) -> Result<Vec<i64>> {
+        self.column(
+            "SELECT doc FROM view_tasks WHERE node = ?1 UNION SELECT doc FROM view_claims WHERE node = ?1",
+            [node.as_bytes()],
+        )
+    }
+
+    /// Row of a document by its id, if it is here and has changes.
+    pub fn row_of(&self, id: DocumentId) -> Result<Option<i64>> {
+        self.sql
+            .prepare_cached("SELECT doc FROM documents WHERE id = ?1 AND changes > 0")?
+            .query_row([id.as_bytes()], |row| row.get(0))
+            .optional()
     }
 
     /// A document's row as it is stored.
@@ -179,6 +215,7 @@ impl Eye {
             Kind::Task => "SELECT body FROM view_tasks WHERE doc = ?1",
             Kind::Workflow => "SELECT body FROM view_workflows WHERE doc = ?1",
             Kind::Proposal => "SELECT body FROM view_proposals WHERE doc = ?1",
+            Kind::Claim => "SELECT body FROM view_claims WHERE doc = ?1",
             Kind::Group => "SELECT body FROM view_groups WHERE doc = ?1",
         };
         self.sql.prepare_cached(query)?.query_row([doc], |row| row.get(0)).optional()
@@ -192,6 +229,7 @@ impl Eye {
              UNION ALL SELECT doc || ' ' || body FROM view_tasks
              UNION ALL SELECT doc || ' ' || body FROM view_workflows
              UNION ALL SELECT doc || ' ' || body FROM view_proposals
+             UNION ALL SELECT doc || ' ' || body FROM view_claims
              UNION ALL SELECT doc || ' ' || hex(mac) FROM view_macs ORDER BY 1",
             [],
         )
@@ -268,6 +306,23 @@ impl Eye {
         rows.collect()
     }
 
+    /// A change by its hash, unless it is kept in a snapshot only.
+    pub fn change(&self, hash: &[u8; 32]) -> Result<Option<Told>> {
+        let found = self
+            .sql
+            .prepare_cached(
+                "SELECT changes.source, kind, id, bytes FROM changes JOIN documents ON documents.doc = changes.doc
+                 WHERE hash = ?1 AND bytes IS NOT NULL",
+            )?
+            .query_row([hash], |row| {
+                let source = row.get::<_, Option<String>>(0)?.and_then(|peer| peer.parse().ok());
+                let kind = Kind::from_number(row.get(1)?);
+                Ok(Told { source, kind, id: DocumentId(row.get(2)?), bytes: row.get(3)? })
+            })
+            .optional()?;
+        Ok(found)
+    }
+
     /// Whether a change with this hash was set aside.
     pub fn has_set_aside(&self, hash: &[u8; 32]) -> Result<bool> {
         Ok(self.number("SELECT EXISTS (SELECT 1 FROM quarantine WHERE hash = ?1)", [hash])? != 0)
@@ -276,10 +331,16 @@ impl Eye {
     /// What was set aside after a row.
     pub fn set_aside_after(&self, row: i64) -> Result<Vec<SetAside>> {
         let mut statement = self.sql.prepare_cached(
-            "SELECT item, peer, reason, hash FROM quarantine WHERE item > ?1 ORDER BY item",
+            "SELECT item, peer, id, reason, hash FROM quarantine WHERE item > ?1 ORDER BY item",
         )?;
         let rows = statement.query_map([row], |row| {
-            Ok(SetAside { row: row.get(0)?, peer: row.get(1)?, reason: row.get(2)?, hash: row.get(3)? })
+            Ok(SetAside {
+                row: row.get(0)?,
+                peer: row.get(1)?,
+                document: DocumentId(row.get(2)?),
+                reason: row.get(3)?,
+                hash: row.get(4)?,
+            })
         })?;
         rows.collect()
     }
@@ -287,6 +348,18 @@ impl Eye {
     /// Whether a change with this hash was set aside.
     pub fn was_set_aside(&self, hash: &[u8; 32]) -> Result<bool> {
         Ok(self.number("SELECT EXISTS (SELECT 1 FROM quarantine WHERE hash = ?1)", [hash])? != 0)
+    }
+
+    /// Whether a journal entry with this hash was set aside, because its chain broke.
+    pub fn entry_was_set_aside(&self, hash: &[u8; 32]) -> Result<bool> {
+        let mut statement = self.sql.prepare_cached("SELECT bytes FROM quarantine WHERE hash IS NULL")?;
+        let rows = statement.query_map([], |row| row.get::<_, Vec<u8>>(0))?;
+        for bytes in rows {
+            if chain::hash(&bytes?) == *hash {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Whether central took this change back in favour of one that had come back, and said it again in another.
@@ -341,14 +414,26 @@ impl Eye {
         self.number("SELECT count(*) FROM parked", [])
     }
 
+    /// Hashes of them.
+    pub fn parked_hashes(&self) -> Result<Vec<[u8; 32]>> {
+        self.column("SELECT hash FROM parked", [])
+    }
+
+    /// At central: the settings epoch that a site's journal says it follows.
+    pub fn follows(&self, site: SiteId) -> Result<i64> {
+        let peer = Origin::Site(site).to_string();
+        self.number("SELECT ifnull((SELECT epoch FROM peers WHERE peer = ?1), 0)", [peer])
+    }
+
     /// How many bytes of peers were set aside.
     pub fn quarantined(&self) -> Result<i64> {
         self.number("SELECT count(*) FROM quarantine", [])
     }
 
-    /// How many unknown machines are remembered.
-    pub fn candidates(&self) -> Result<i64> {
-        self.number("SELECT count(*) FROM boots WHERE mac NOT IN (SELECT mac FROM view_macs)", [])
+    /// Unknown machines that are remembered: those of which no document is here.
+    pub fn candidates(&self) -> Result<Vec<MacAddr>> {
+        let macs = self.column("SELECT mac FROM boots WHERE mac NOT IN (SELECT mac FROM view_macs)", [])?;
+        Ok(macs.into_iter().map(MacAddr).collect())
     }
 
     /// What SQLite finds wrong with the file; `ok` if nothing.

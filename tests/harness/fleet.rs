@@ -104,7 +104,10 @@ pub fn fill(world: &mut World, lyon: SiteId, machines: &[Machine]) {
                 let reason = "nothing is ordered for this machine".into();
                 let (mac, answer) = (it.mac, "local disk".into());
                 let (booting, local_disk) = (None, true);
-                boot::answered(tx, &Answered { mac, answer, reason, adopt: true, booting, local_disk })?;
+                boot::answered(
+                    tx,
+                    &Answered { mac, answer, reason, adopt: true, booting, local_disk, claims: false },
+                )?;
                 report::register(tx, it.report, it.mac, false, &it.registration)?;
             }
             Ok(())

@@ -117,6 +117,11 @@ impl Machine {
         }
     }
 
+    /// Asks for a boot file as iPXE in a ROM does, and loads nothing.
+    pub fn discover(&mut self, office: impl Into<Doors>) -> Option<String> {
+        self.ask(IPXE_ROM, office.into().dhcp)
+    }
+
     fn boot_edk2(&mut self, doors: Doors) -> Option<String> {
         // The first offer names no file; the boot server on 4011 does.
         self.ask(EDK2, doors.dhcp)?;

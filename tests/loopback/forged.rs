@@ -43,6 +43,7 @@ fn forge(site: &Site, theirs: MacAddr, own: MacAddr) {
             adopt: true,
             booting: None,
             local_disk: true,
+            claims: false,
         };
         store.run(given(step), move |tx| boot::answered(tx, &answered)).expect("it is written");
     }

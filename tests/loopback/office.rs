@@ -24,7 +24,19 @@ pub(crate) struct Office {
     pub(crate) central: Central,
     pub(crate) site: Site,
     pub(crate) wire: Wire,
-    _folder: TempDir,
+    folder: TempDir,
+}
+
+/// One more site.
+pub(crate) struct Branch {
+    pub(crate) site: Site,
+    pub(crate) wire: Wire,
+}
+
+/// Central changes the settings of a site.
+pub(crate) fn set(central: &Central, site: &str, settings: &Value) {
+    let answer = central.rest.patch(&format!("/sites/{site}"), settings);
+    assert_eq!(answer.status, 200, "{}", answer.body);
 }
 
 impl Office {
@@ -52,11 +64,21 @@ impl Office {
         let before: Vec<&str> = before.iter().map(String::as_str).collect();
         let site = Site::start_within(&before, &home, "lyon", &id);
         // Short heartbeats, so that a cut shows within seconds.
-        let answer = central.rest.patch(&format!("/sites/{id}"), &json!({ "heartbeat_s": 1 }));
-        assert_eq!(answer.status, 200, "{}", answer.body);
-        let office = Office { central, site, wire, _folder: folder };
+        set(&central, &id, &json!({ "heartbeat_s": 1 }));
+        let office = Office { central, site, wire, folder };
         office.settle(SOON);
         office
+    }
+
+    /// Another site of the same central, over a wire of its own.
+    pub(crate) fn branch(&self, name: &str) -> Branch {
+        let wire = Wire::to(self.central.quic).expect("a wire");
+        let home = self.folder.path().join(name);
+        let id = enrol(&self.central, &wire, &home, name);
+        let site = Site::start(&home, name, &id);
+        set(&self.central, &id, &json!({ "heartbeat_s": 1 }));
+        settle(&self.central, &site, SOON);
+        Branch { site, wire }
     }
 
     /// Publishes a workflow whose kernel and initrd have these sizes, and returns its id and their digests.

@@ -2,17 +2,27 @@
 
 use std::time::Duration;
 
-use harness::world::World;
+use harness::{
+    eye::Eye,
+    world::{Meddle, World},
+};
 use store::{
     StoreError, Tx, View,
     command::{
         boot::{self, Answered},
         node::{self, NodeEdit},
         proposal,
+        site::{self, SettingsEdit},
     },
     view::{NodeFilter, ProposalFilter, ProposalRow, ProposalState},
 };
-use sync::id::{MacAddr, NodeId, Origin};
+use sync::{
+    document::{Author, Kind, node as node_document, node::Wish, register::Entropy},
+    id::{Incarnation, MacAddr, NodeId, Origin, SiteId},
+    policy::{Autonomy, Wanted},
+    time::Hlc,
+    wire::{self, Item, Message},
+};
 
 use crate::restore::{Back, keep, restore};
 
@@ -31,6 +41,7 @@ fn take_for_its_own(tx: &mut Tx<'_>, mac: MacAddr) -> Result<NodeId, StoreError>
         adopt: true,
         booting: None,
         local_disk: true,
+        claims: false,
     };
     Ok(boot::answered(tx, &answered)?.expect("it is a node here now"))
 }
@@ -132,4 +143,65 @@ fn h5_p6_a_copy_that_came_back_with_an_old_database_leaves_the_site_again_and_no
     let own = read(&world, Origin::Central, |view| view.node_by_mac(mac(2))).expect("it has arrived");
     assert_eq!(own.home, Some(bern));
     assert_eq!(read(&world, Origin::Central, |view| view.quarantine()), [], "late work is honest work");
+}
+
+/// Puts into the next change of a site, in its place, that it wants a machine ignored and follows an epoch of old.
+fn names_an_epoch(site: SiteId, node: NodeId, epoch: u64) -> Meddle {
+    let mut is_done = false;
+    Box::new(move |world, from, bytes| {
+        if from != Origin::Site(site) || is_done {
+            return bytes;
+        }
+        let Ok(Message::Log { from: position, mut items, seal }) = wire::decode(&bytes) else { return bytes };
+        let is_change = |item: &[u8]| minicbor::decode::<Item>(item).is_ok_and(|item| item.change.is_some());
+        let Some(place) = items.iter().position(|item| is_change(item)) else { return bytes };
+        let mut author = Author {
+            incarnation: Incarnation(world.random.bytes()),
+            site: from,
+            by: "mallory".into(),
+            at: Hlc::at(world.wall()),
+            policy_epoch: epoch,
+            entropy: Entropy::new(world.random.bytes()),
+        };
+        let eye: &Eye = world.eye(Origin::Central);
+        let doc = eye.row_of(node.into()).unwrap().expect("central has it");
+        let mut document = eye.document(doc, Kind::Node, node.into()).unwrap();
+        let wish = Wish { wanted: Wanted::Ignored };
+        let change = document.write(&mut author, |edit| {
+            edit.set(&node_document::wanted(), &wish, "as ever");
+        });
+        let change = change.expect("it says something new").raw_bytes().to_vec();
+        items[place] = Item::change(Kind::Node.number(), node.into(), change).to_bytes().into();
+        is_done = true;
+        wire::encode(&Message::Log { from: position, items, seal })
+    })
+}
+
+#[test]
+fn p5_h6_a_site_that_keeps_naming_the_epoch_in_which_it_was_full_decides_nothing_by_it() {
+    let mut world = World::new(23);
+    let lyon = world.add_site("lyon");
+    let node = world
+        .run(Origin::Central, "ann", move |tx| node::create(tx, mac(1), lyon, "pos-1"))
+        .expect("a machine of lyon");
+    for autonomy in [Autonomy::Full, Autonomy::Limited] {
+        let edit = SettingsEdit { autonomy: Some(autonomy), ..SettingsEdit::default() };
+        world.run(Origin::Central, "ann", move |tx| site::set(tx, lyon, &edit, "")).unwrap();
+        world.until("lyon follows it", MINUTE * 3, |world| world.in_agreement(lyon));
+    }
+    let full = 2;
+    world.meddle = Some(names_an_epoch(lyon, node, full));
+    world.run(Origin::Site(lyon), "bob", rename(node, "kasse-1")).unwrap();
+    world.until("central has its word", MINUTE * 3, |world| {
+        !read(world, Origin::Central, |view| view.quarantine()).is_empty()
+    });
+    world.until("both hold the same", MINUTE * 15, |world| {
+        world.in_agreement(lyon) && names(world, Origin::Central) == ["52:54:00:00:02:01 kasse-1"]
+    });
+    let row = read(&world, Origin::Central, |view| view.node(node)).expect("it is there");
+    assert_eq!(row.wanted, Wanted::Keep, "its honest work arrived, and that did not");
+    let aside = read(&world, Origin::Central, |view| view.quarantine());
+    assert!(aside.iter().any(|row| row.reason.contains("needs autonomy `full`")), "{aside:#?}");
+    let row = read(&world, Origin::Site(lyon), |view| view.site(lyon)).expect("it knows itself");
+    assert_eq!((row.effective.epoch, row.effective.autonomy), (full + 1, Autonomy::Limited));
 }

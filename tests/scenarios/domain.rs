@@ -52,6 +52,7 @@ fn adopt(world: &mut World, site: SiteId, last: u8) -> NodeId {
         adopt: true,
         booting: None,
         local_disk: true,
+        claims: false,
     };
     let adopted = world.run(Origin::Site(site), "boot", move |tx| boot::answered(tx, &answered));
     adopted.expect("the boot is noted").expect("it is a node here")

@@ -2,12 +2,15 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use expect_test::expect;
 use harness::world::World;
+use site_agent::{boot::decide::decide, sight};
 use store::{
     command::{
         boot::{self, Answered},
         node::{self, NodeEdit},
         report::{self, Report},
+        site::{self, SettingsEdit},
         task::{self, NewTask},
         workflow::{self, NewVersion},
     },
@@ -17,7 +20,8 @@ use sync::{
     blob::Digest,
     document::workflow::Identity,
     id::{MacAddr, NodeId, Origin, ReportId, SiteId, WorkflowId},
-    policy::{NodeState, TaskState},
+    journal::Event,
+    policy::{LinkState, NodeState, Strategy, TaskState},
 };
 
 const MAC: MacAddr = MacAddr([0x52, 0x54, 0, 0, 0, 1]);
@@ -27,7 +31,7 @@ fn publish(world: &mut World) -> WorkflowId {
     publish_with(world, false)
 }
 
-fn publish_with(world: &mut World, needs_approval: bool) -> WorkflowId {
+pub(crate) fn publish_with(world: &mut World, needs_approval: bool) -> WorkflowId {
     let identity = Identity {
         name: "debian-12".into(),
         os_family: "debian".into(),
@@ -41,13 +45,18 @@ fn publish_with(world: &mut World, needs_approval: bool) -> WorkflowId {
     world.run(Origin::Central, "ann", move |tx| workflow::create(tx, &identity, &version)).unwrap().id
 }
 
-fn order(world: &mut World, site: SiteId, mac: MacAddr, workflow: WorkflowId) -> (NodeId, TaskRow) {
+pub(crate) fn order(
+    world: &mut World,
+    site: SiteId,
+    mac: MacAddr,
+    workflow: WorkflowId,
+) -> (NodeId, TaskRow) {
     let node = world.run(Origin::Central, "ann", move |tx| node::create(tx, mac, site, "pos-1")).unwrap();
     let new = NewTask { node, workflow, version: None, parameters: BTreeMap::new(), tags: BTreeMap::new() };
     (node, world.run(Origin::Central, "ann", move |tx| task::create(tx, &new)).unwrap())
 }
 
-fn report(world: &mut World, site: SiteId, node: NodeId, task: &TaskRow, it: Report) -> String {
+pub(crate) fn report(world: &mut World, site: SiteId, node: NodeId, task: &TaskRow, it: Report) -> String {
     let report = ReportId(world.random.bytes());
     let about = (task.id, 1);
     let answer =
@@ -112,7 +121,7 @@ fn p5_h1_a_cut_off_site_installs_and_central_hears_of_it_in_order() {
 }
 
 /// The states of a task at central and at the site.
-fn states(world: &World, site: SiteId, task: &TaskRow) -> [TaskState; 2] {
+pub(crate) fn states(world: &World, site: SiteId, task: &TaskRow) -> [TaskState; 2] {
     [Origin::Central, Origin::Site(site)]
         .map(|origin| world.store(origin).read(|view| view.task(task.id)).unwrap().unwrap().state)
 }
@@ -148,6 +157,7 @@ fn l2_l11_a_machine_waits_for_approval_and_a_rejected_or_withdrawn_one_never_beg
                 adopt: false,
                 booting: Some(task.id),
                 local_disk: false,
+                claims: false,
             },
         );
         world.run(Origin::Site(lyon), "boot", move |tx| boot::answered(tx, &answered)).unwrap();
@@ -185,9 +195,7 @@ fn l2_l11_a_machine_waits_for_approval_and_a_rejected_or_withdrawn_one_never_beg
     }
     let filter = JournalFilter { site: Some(lyon), ..JournalFilter::default() };
     let entries = world.store(Origin::Site(lyon)).read(|view| view.journal(&filter)).unwrap();
-    let consumed = |row: &&store::view::JournalRow| {
-        matches!(row.event, Some(sync::journal::Event::OrderConsumed { .. }))
-    };
+    let consumed = |row: &&store::view::JournalRow| matches!(row.event, Some(Event::OrderConsumed { .. }));
     assert_eq!(entries.iter().filter(consumed).count(), 1);
 }
 
@@ -228,7 +236,7 @@ fn h3_a_repeated_go_ahead_is_the_same_answer_and_another_boot_only_resumes() {
         .read(|view| view.journal(&JournalFilter::default()))
         .unwrap()
         .iter()
-        .filter(|row| matches!(row.event, Some(sync::journal::Event::OrderConsumed { .. })))
+        .filter(|row| matches!(row.event, Some(Event::OrderConsumed { .. })))
         .count();
     assert_eq!(consumed, 1);
 }
@@ -237,6 +245,8 @@ fn h3_a_repeated_go_ahead_is_the_same_answer_and_another_boot_only_resumes() {
 fn p7_h2_both_sides_name_one_machine_and_both_names_are_kept() {
     let mut world = World::new(3);
     let lyon = world.add_site("lyon");
+    let manual = SettingsEdit { conflict_resolution: Some(Strategy::Manual), ..SettingsEdit::default() };
+    world.run(Origin::Central, "ann", move |tx| site::set(tx, lyon, &manual, "")).unwrap();
     let workflow = publish(&mut world);
     let (node, _) = order(&mut world, lyon, MAC, workflow);
     world.until("both agree", MINUTE, |world| {
@@ -273,6 +283,7 @@ fn p9_a_machine_adopted_while_cut_off_gets_its_home_when_central_hears_of_it() {
         adopt: true,
         booting: None,
         local_disk: true,
+        claims: false,
     };
     let node = world
         .run(Origin::Site(lyon), "boot", move |tx| boot::answered(tx, &answered))
@@ -284,4 +295,57 @@ fn p9_a_machine_adopted_while_cut_off_gets_its_home_when_central_hears_of_it() {
         row.is_some_and(|row| row.home == Some(lyon))
     });
     world.until("both agree", MINUTE, |world| world.in_agreement(lyon));
+}
+
+/// What a cut-off site gives a machine that boots from the network, and why, as its agent does.
+fn boots(world: &mut World, site: SiteId, mac: MacAddr) -> String {
+    let origin = Origin::Site(site);
+    let (now, store) = (world.clock(origin), world.store(origin).clone());
+    let view = store.read(|view| sight::of(view, store.blobs(), site, mac, LinkState::Offline, now)).unwrap();
+    let decision = decide(&view);
+    let answered = sight::noted(mac, &decision);
+    world.run(origin, "boot", move |tx| boot::answered(tx, &answered)).unwrap();
+    format!("{}: {}", decision.answer, decision.reason)
+}
+
+#[test]
+fn h3_the_last_report_is_lost_and_the_firmware_boots_from_the_network_first() {
+    let mut world = World::new(5);
+    let lyon = world.add_site("lyon");
+    let workflow = publish(&mut world);
+    let (node, task) = order(&mut world, lyon, MAC, workflow);
+    for content in ["kernel", "initrd"] {
+        world.store(Origin::Site(lyon)).blobs().put_bytes(content.as_bytes()).unwrap();
+    }
+    world.until("the site has the task", MINUTE, |world| {
+        world.store(Origin::Site(lyon)).read(|view| view.task(task.id)).unwrap().is_some()
+    });
+    world.set_link(lyon, false);
+    world.run(Origin::Site(lyon), "cache", move |tx| task::mark_ready(tx, lyon, |_| true)).unwrap();
+    let mut told = vec![boots(&mut world, lyon, MAC)];
+    told.push(report(&mut world, lyon, node, &task, Report::GoAhead));
+    told.push(report(&mut world, lyon, node, &task, Report::InstallStarted));
+    // The disk is written to its end. That it says so is lost, and it starts anew.
+    told.push(boots(&mut world, lyon, MAC));
+    told.push(report(&mut world, lyon, node, &task, Report::GoAhead));
+    told.push(report(&mut world, lyon, node, &task, Report::InstallComplete));
+    told.push(boots(&mut world, lyon, MAC));
+    told.push(boots(&mut world, lyon, MAC));
+    let told = told.join("\n").replace(&task.id.to_string(), "TASK");
+    expect![[r#"
+        workflow: attempt 1 of task TASK is ordered
+        200 {"answer":"go"}
+        200 {"state":"installing"}
+        workflow: attempt 1 of task TASK is under way and goes on
+        200 {"answer":"resume"}
+        200 {"state":"installed"}
+        local disk: nothing is ordered for this machine
+        local disk: nothing is ordered for this machine"#]]
+    .assert_eq(&told);
+    world.set_link(lyon, true);
+    world.until("both agree again", MINUTE, |world| world.in_agreement(lyon));
+    assert_eq!(states(&world, lyon, &task), [TaskState::Completed; 2]);
+    let rows = world.store(Origin::Central).read(|view| view.journal(&JournalFilter::default())).unwrap();
+    let used = rows.iter().filter(|row| matches!(row.event, Some(Event::OrderConsumed { .. })));
+    assert_eq!(used.count(), 1, "it is installed once");
 }

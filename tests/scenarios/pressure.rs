@@ -29,7 +29,7 @@ fn settings(world: &mut World, of: SiteId, edit: SettingsEdit) {
 
 fn adopt(world: &mut World, at: SiteId, mac: MacAddr) -> NodeId {
     let (answer, reason) = ("the local disk".into(), "not known".into());
-    let boot = Answered { mac, answer, reason, adopt: true, booting: None, local_disk: true };
+    let boot = Answered { mac, answer, reason, adopt: true, booting: None, local_disk: true, claims: false };
     world.run(Origin::Site(at), "boot", move |tx| boot::answered(tx, &boot)).unwrap().expect("a node")
 }
 

@@ -74,6 +74,7 @@ pub(crate) fn adopt(world: &mut World, site: SiteId, last: u8) {
         adopt: true,
         booting: None,
         local_disk: true,
+        claims: false,
     };
     world
         .run(Origin::Site(site), "boot", move |tx| boot::answered(tx, &answered))
@@ -235,6 +236,7 @@ fn h5_p15_a_site_that_was_rolled_back_while_central_was_restored_begins_another_
             adopt: false,
             booting: None,
             local_disk: false,
+            claims: false,
         };
         world.run(site, "boot", move |tx| boot::answered(tx, &answered)).unwrap();
     };
@@ -399,7 +401,7 @@ pub(crate) fn order(world: &mut World, node: NodeId, workflow: WorkflowId) -> Re
 }
 
 /// The journal of one replica, as facts.
-fn events(world: &World, origin: Origin) -> Vec<Event> {
+pub(crate) fn events(world: &World, origin: Origin) -> Vec<Event> {
     let rows = world.store(origin).read(|view| view.journal(&JournalFilter::default()));
     rows.expect("the store reads").into_iter().filter_map(|row| row.event).collect()
 }
@@ -410,7 +412,7 @@ fn stages(world: &World) -> Vec<(String, Stage)> {
     recovery.map(|it| it.sites.into_iter().map(|site| (site.name, site.stage)).collect()).unwrap_or_default()
 }
 
-fn end_recovery(world: &mut World, anyway: bool) -> Ended {
+pub(crate) fn end_recovery(world: &mut World, anyway: bool) -> Ended {
     world.run(Origin::Central, "ann", move |tx| tx.end_recovery("looked at it", anyway)).unwrap()
 }
 

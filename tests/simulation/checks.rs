@@ -22,15 +22,21 @@ use harness::{
 };
 use store::{
     command::boot::{MAX_CANDIDATES, MAX_UNREGISTERED},
-    view::{NodeFilter, TaskFilter},
+    view::{NodeFilter, ProposalFilter, ProposalState},
 };
 use sync::{
-    document::{Document, Kind, contested, group, node, site},
+    document::{Document, Kind, claim, contested, group, node, proposal, site},
     engine::Output,
-    id::{DocumentId, GroupId, MacAddr, NodeId, Origin, ReportId, SiteId, TaskId},
+    id::{DocumentId, MacAddr, NodeId, Origin, ReportId, SiteId, TaskId},
+    ingress,
     journal::{Entry, Event, chain},
-    policy::{Liveness, Wanted, order},
-    wire::Stub,
+};
+
+use crate::{
+    directories, disagreements,
+    epochs::Epochs,
+    moves::{self, Moves},
+    orders,
 };
 
 /// A text that stands in everything that is forged and in nothing else.
@@ -38,6 +44,9 @@ pub(crate) const FORGED: &str = "forged";
 
 /// Why central does not take what a site may not decide any more, in the words of `ingress::authorize`.
 const OVERRULED: [&str; 2] = ["needs autonomy", "it follows a change that was set aside"];
+
+/// The same for what has left the site.
+const LEFT: &str = "had acknowledged that this node is not its own";
 
 /// Something that must hold and did not.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,7 +88,7 @@ impl std::fmt::Display for Violation {
 }
 
 /// A change by its hash, or a fact by what it says: a fact that is recorded once more is the same one.
-type Thing = [u8; 32];
+pub(crate) type Thing = [u8; 32];
 
 /// What of a replica was looked at, and what it holds.
 #[derive(Clone, Debug, Default)]
@@ -130,15 +139,20 @@ pub(crate) struct Checks {
     hostile: BTreeSet<SiteId>,
     /// Sites whose database, or central's, went back, until they agree again.
     excused: BTreeSet<SiteId>,
-    /// Sites that were restored, until they agree again: what they did under settings that they had
-    /// acknowledged, and have forgotten that central took back, becomes proposals.
-    forgetful: BTreeSet<SiteId>,
+    /// Sites that were restored, until they agree again, with the changes that they had then: what they do since under
+    /// settings that they had acknowledged, and have forgotten that central took back, becomes proposals. So does what
+    /// they do with machines of which they have forgotten that they left.
+    forgetful: BTreeMap<SiteId, BTreeSet<Thing>>,
     /// What was not taken of it, and of sites that nobody can blame: it has to be on the desk in the end.
     overruled: BTreeSet<Thing>,
     /// Replicas whose database ever went back.
     went_back: BTreeSet<Origin>,
     /// Replicas that must follow no order until somebody confirms.
     suspended: BTreeSet<Origin>,
+    /// Machines that move.
+    pub(crate) moves: Moves,
+    /// What sites might decide.
+    epochs: Epochs,
     /// How often nothing was wrong.
     pub(crate) looked: u64,
 }
@@ -178,6 +192,7 @@ impl Checks {
         // A site had it once and let go of it, when its document left the site's scope: then it is gone too.
         let eyes: Vec<Eye> =
             world.origins().into_iter().map(|origin| read(Eye::open(&world.path(origin)))).collect();
+        self.moves.went_back(&survivors);
         self.promised.retain(|thing, promise| {
             survivors.contains(thing) && (!promise.is_change || eyes.iter().any(|eye| read(eye.holds(thing))))
         });
@@ -195,7 +210,9 @@ impl Checks {
                 let consumed = &self.consumed;
                 self.goes.retain(|about, _| consumed.contains_key(about));
                 if told {
-                    self.forgetful.insert(site);
+                    let eye = read(Eye::open(&world.path(origin)));
+                    let had = read(eye.changes_after(0)).into_iter().map(|(hash, ..)| hash).collect();
+                    self.forgetful.insert(site, had);
                 } else {
                     self.excused.insert(site);
                 }
@@ -220,19 +237,24 @@ impl Checks {
         let eye = world.eye(origin);
         let before = read(eye.standing(peer)).acknowledged;
         let told = read(eye.told(peer, before, position));
+        let (who, of) = (world.name(peer), world.name(origin));
         let eye = world.eye(peer);
         for (hash, document) in told {
             let gone = |document: DocumentId| read(eye.heads_of(document)).is_none();
+            // A central that went back counts on in a chain that the site knows otherwise: the facts come in another one.
+            let went_back = self.went_back.contains(&Origin::Central);
+            let follows_none = || went_back && read(eye.entry_was_set_aside(&hash));
             let is_there = match peer {
                 Origin::Central => self.is_forgetful(origin) && read(eye.was_set_aside(&hash)),
-                Origin::Site(_) => document.is_some_and(gone),
+                Origin::Site(_) => document.map_or_else(follows_none, gone),
             } || read(eye.holds(&hash));
             if !is_there {
-                let (who, of) = (world.name(peer), world.name(origin));
                 let what = document.map_or("a journal entry".into(), |id| format!("a change of {id}"));
+                let aside = read(eye.set_aside_after(0)).into_iter().find(|it| it.hash == Some(hash));
+                let why = aside.map(|it| format!(" ({})", it.reason)).unwrap_or_default();
                 violated(
                     "what is acknowledged is committed",
-                    format!("{who} acknowledged {position} of {of}, and {what} is not there"),
+                    format!("{who} acknowledged {position} of {of}, and {what} is not there{why}"),
                 );
             }
         }
@@ -241,7 +263,22 @@ impl Checks {
 
     /// Whether it is a site that was restored and may act under settings that central had taken back.
     fn is_forgetful(&self, origin: Origin) -> bool {
-        origin.site().is_some_and(|site| self.forgetful.contains(&site))
+        origin.site().is_some_and(|site| self.forgetful.contains_key(&site))
+    }
+
+    /// Whether a site wrote this since it was restored, about a machine that is at home elsewhere.
+    fn has_forgotten_it(
+        &self,
+        world: &mut World,
+        from: Origin,
+        node: DocumentId,
+        change: Option<Thing>,
+    ) -> bool {
+        let Some((site, had)) = from.site().and_then(|site| Some((site, self.forgetful.get(&site)?))) else {
+            return false;
+        };
+        let is_elsewhere = moves::home_of(world, node).is_some_and(|home| home != site);
+        is_elsewhere && change.is_some_and(|it| !had.contains(&it))
     }
 
     /// Whether it is a central that went back, and writes again what contradicts what comes back.
@@ -253,15 +290,36 @@ impl Checks {
         origin.site().is_some_and(|site| self.hostile.contains(&site) || self.excused.contains(&site))
     }
 
+    /// Sites of which nobody knows what they have forgotten, or that may claim to have heard what they have not.
+    fn unsure(&self) -> BTreeSet<SiteId> {
+        self.hostile.iter().chain(&self.excused).chain(self.forgetful.keys()).copied().collect()
+    }
+
     /// Looks at what a replica that runs took up since it was looked at last.
     pub(crate) fn after(&mut self, world: &mut World, origin: Origin) {
         let mut seen = self.seen.remove(&origin).unwrap_or_default();
         let name = world.name(origin);
+        let names: BTreeMap<SiteId, String> =
+            world.sites().into_iter().map(|site| (site, world.name(Origin::Site(site)))).collect();
         let eye = world.eye(origin);
         let last = read(eye.last_change());
+        let mut claims_changed = false;
         if last > seen.change {
             for doc in read(eye.touched_after(seen.change)) {
+                claims_changed |=
+                    origin == Origin::Central && read(eye.stored(doc)).kind == Some(Kind::Claim);
                 self.document(eye, &name, origin, doc);
+            }
+            // Whose database went back may tell what is older than it says.
+            let went_back = |site: &SiteId| {
+                [Origin::Central, Origin::Site(*site)].iter().any(|origin| self.went_back.contains(origin))
+            };
+            let judged = |site: SiteId| names.get(&site).filter(|_| !went_back(&site)).cloned();
+            if origin == Origin::Central {
+                for (hash, ..) in read(eye.changes_after(seen.change)) {
+                    self.epochs.takes(eye, &hash, &judged);
+                }
+                self.epochs.note_parked(eye);
             }
             for (hash, document, is_own) in read(eye.changes_after(seen.change)) {
                 seen.held.insert(hash);
@@ -287,13 +345,19 @@ impl Checks {
             let entry = follow(&name, &mut seen, &stored);
             let fact = fact(&entry);
             seen.held.insert(fact);
+            if let (Origin::Central, sync::journal::Stream::Site(site), Some(Event::EpochAdopted { epoch })) =
+                (origin, entry.stream, &entry.event)
+            {
+                self.epochs.adopts(site, *epoch);
+            }
             self.entry(&name, origin, &entry, fact);
         }
         let set_aside = read(eye.set_aside_after(seen.item));
-        for SetAside { row, peer, reason, hash } in set_aside {
+        for SetAside { row, peer, document, reason, hash } in set_aside {
             seen.item = row;
             let from: Origin = peer.parse().expect("a peer");
-            if self.is_forgetful(from) && OVERRULED.iter().any(|why| reason.contains(why)) {
+            let had_left = reason.contains(LEFT) && self.has_forgotten_it(world, from, document, hash);
+            if self.is_forgetful(from) && (had_left || OVERRULED.iter().any(|why| reason.contains(why))) {
                 self.overruled.extend(hash);
                 continue;
             }
@@ -307,6 +371,10 @@ impl Checks {
             self.overruled.extend(hash);
         }
         self.seen.insert(origin, seen);
+        if claims_changed {
+            let unsure = self.unsure();
+            self.moves.look(world, &unsure);
+        }
         self.looked += 1;
     }
 
@@ -329,6 +397,10 @@ impl Checks {
         let Some(body) = read(eye.body(doc, kind)) else { return };
         if body.contains(FORGED) && !origin.site().is_some_and(|site| self.hostile.contains(&site)) {
             violated("nothing forged is visible", format!("{kind} {id} at {name}: {body}"));
+        }
+        if kind == Kind::Node {
+            disagreements::least_destructive_holds(&document, &body, name);
+            disagreements::last_word_holds(&document, &body, name);
         }
         match self.bodies.get(&(id, heads.clone())) {
             None => drop(self.bodies.insert((id, heads), body)),
@@ -357,6 +429,9 @@ impl Checks {
         let what = format!("{name}: {event:?}");
         let is_new = !self.promised.contains_key(&fact);
         self.promised.entry(fact).or_insert(Promise { writer, holder, is_change: false, what });
+        if is_new {
+            self.moves.hears(entry.stream, event, fact);
+        }
         match event {
             Event::ReportReceived { report, .. } | Event::ReportRefused { report, .. } => {
                 self.answered.extend(origin.site().map(|site| (*report, site)));
@@ -403,7 +478,14 @@ impl Checks {
     }
 
     /// A machine was told to go ahead and writes its disk.
-    pub(crate) fn goes_ahead(&mut self, world: &World, site: SiteId, about: (TaskId, u64), report: ReportId) {
+    pub(crate) fn goes_ahead(
+        &mut self,
+        world: &World,
+        site: SiteId,
+        node: NodeId,
+        about: (TaskId, u64),
+        report: ReportId,
+    ) {
         let name = world.name(Origin::Site(site));
         let (task, attempt) = about;
         if self.suspended.contains(&Origin::Site(site)) {
@@ -415,9 +497,21 @@ impl Checks {
             let detail = format!("attempt {attempt} of task {task} at {name}");
             violated("there is one go-ahead for an attempt", detail);
         }
-        if self.consumed.get(&about).is_none_or(|(consumer, _)| *consumer != report) {
+        let eye = read(Eye::open(&world.path(Origin::Site(site))));
+        // What a site that went back has forgotten it hears from central again: the document says it then.
+        let consumed = || match self.consumed.get(&about) {
+            None if self.went_back.contains(&Origin::Site(site)) => orders::consumed(&eye, task),
+            book => book.map(|(consumer, _)| (attempt, *consumer)),
+        };
+        if consumed() != Some((attempt, report)) {
             let detail = format!("attempt {attempt} of task {task} at {name}");
             violated("whoever goes ahead has consumed the order", detail);
+        }
+        if let Some(detail) = orders::overtaken(&eye, task) {
+            violated(orders::OVERTAKEN, format!("{detail} at {name}"));
+        }
+        if before.is_none() {
+            self.moves.goes_ahead(world, site, node, &self.unsure());
         }
     }
 
@@ -435,8 +529,10 @@ impl Checks {
                 self.all_of(world, origin);
             }
         }
+        let unsure = self.unsure();
+        self.moves.look(world, &unsure);
         for site in world.sites() {
-            let is_excused = self.excused.contains(&site) || self.forgetful.contains(&site);
+            let is_excused = self.excused.contains(&site) || self.forgetful.contains_key(&site);
             if is_excused && world.in_agreement(site) {
                 self.excused.remove(&site);
                 self.forgetful.remove(&site);
@@ -460,7 +556,9 @@ impl Checks {
         if integrity != "ok" {
             violated("the database is whole", format!("{name}: {integrity}"));
         }
-        let candidates = read(eye.candidates());
+        // What has moved away is no stranger.
+        let strangers = read(eye.candidates()).into_iter().filter(|mac| self.noise.contains(mac));
+        let candidates = i64::try_from(strangers.count()).expect("few");
         let noise = self.noise_entries.get(&origin).copied().unwrap_or_default();
         if candidates > MAX_CANDIDATES || noise > MAX_CANDIDATES + MAX_UNREGISTERED {
             let detail = format!("{name} remembers {candidates} strangers and noted {noise}");
@@ -486,7 +584,7 @@ impl Checks {
             }
         }
         if let Origin::Site(site) = origin {
-            one_live_order(world, site);
+            orders::one_live_order(world, site);
         }
     }
 
@@ -503,7 +601,9 @@ impl Checks {
         for site in &sites {
             let (origin, name) = (Origin::Site(*site), world.name(Origin::Site(*site)));
             let told = read(world.eye(Origin::Central).scope(origin));
-            let held = read(world.eye(origin).held());
+            let mut held = read(world.eye(origin).held());
+            // Where a machine is still being written it is kept until that has ended.
+            held.retain(|it| told.contains(it) || !moves::is_kept(world.eye(origin), *site, it.0));
             if told != held {
                 let detail = format!(
                     "{name} holds {} documents, central says {}; not both: {}",
@@ -515,7 +615,13 @@ impl Checks {
             }
         }
         for site in &sites {
-            directory_of_domain(world, *site);
+            directories::directory_of_domain(world, *site);
+        }
+        self.answered_once(world);
+        // What came back to a central that had forgotten it, it hears of in another order.
+        self.moves.at_rest(world, self.went_back.contains(&Origin::Central));
+        for origin in world.origins() {
+            disagreements::nobody_disagrees_unseen(world, origin);
         }
         for origin in world.origins() {
             let parked = read(world.eye(origin).parked());
@@ -538,6 +644,39 @@ impl Checks {
                 let detail = format!("{} does not have what was promised: {what}", world.name(*holder));
                 violated("nothing that was committed is lost", detail);
             }
+        }
+    }
+
+    /// Everything that was asked of central was answered, and done once or not at all.
+    fn answered_once(&self, world: &mut World) {
+        let central = Origin::Central;
+        let rows = world.store(central).read(|view| view.proposals(&ProposalFilter::default()));
+        // What central took back from a site waits for a person.
+        let asked: Vec<_> =
+            rows.expect("it reads").into_iter().filter(|row| row.action != proposal::WRITE).collect();
+        let waits = asked.iter().find(|row| row.state == ProposalState::Open);
+        if let Some(row) = waits.filter(|_| self.hostile.is_empty()) {
+            violated("in the end every proposal is answered", format!("{} {}", row.action, row.id));
+        }
+        let eye = world.eye(central);
+        let mut done: BTreeMap<String, usize> = BTreeMap::new();
+        for doc in read(eye.documents()) {
+            let stored = read(eye.stored(doc));
+            let Some(kind @ (Kind::Node | Kind::Task)) = stored.kind else { continue };
+            let document = eye.document(doc, kind, stored.id).expect("it opens");
+            for change in document.automerge().get_changes(&[]) {
+                let writes = ingress::parse(change.raw_bytes())
+                    .and_then(|parsed| ingress::registers(kind, stored.id, &parsed))
+                    .unwrap_or_default();
+                let why =
+                    writes.iter().filter(|write| write.written.site == central).map(|it| &it.written.why);
+                if let Some(why) = why.into_iter().find(|why| why.contains("asked for at")) {
+                    *done.entry(why.clone()).or_default() += 1;
+                }
+            }
+        }
+        if let Some((why, times)) = done.iter().find(|(_, times)| **times > 1) {
+            violated("what is asked of central is done once", format!("{times} times: {why}"));
         }
     }
 
@@ -567,69 +706,6 @@ impl Checks {
     }
 }
 
-/// A site's directory has the machines of its domain, as central's documents say, and no others but those that
-/// the site has seen. While central is in recovery a site may know more.
-fn directory_of_domain(world: &mut World, site: SiteId) {
-    let name = world.name(Origin::Site(site));
-    let known = read(world.eye(Origin::Site(site)).directory());
-    let (nodes, sites, groups, recovers) = world
-        .store(Origin::Central)
-        .read(|view| {
-            let nodes = view.nodes(&NodeFilter::default())?;
-            Ok((nodes, view.sites()?, view.groups()?, view.suspended()?.is_some()))
-        })
-        .expect("it reads");
-    let above = |group: GroupId| groups.iter().find(|row| row.id == group).and_then(|row| row.parent);
-    let domain = sites.iter().find(|row| row.id == site).and_then(|row| row.directory_domain);
-    let is_inside = |home: SiteId| {
-        let Some(domain) = domain else { return true };
-        let stands = sites.iter().find(|row| row.id == home).and_then(|row| row.group);
-        // Two lives of central may have moved groups into each other.
-        std::iter::successors(stands, |group| above(*group)).take(groups.len() + 1).any(|it| it == domain)
-    };
-    for node in &nodes {
-        let retired = node.wanted == Wanted::Retired;
-        let is = Stub { node: node.id, home: node.home, home_epoch: node.home_epoch, retired };
-        let must = node.home != Some(site) && node.home.is_none_or(is_inside);
-        let may = must || node.home != Some(site) && node.observed_by.contains(&site);
-        let wrong = match known.get(&node.id) {
-            None => must,
-            Some(told) => !may && !recovers || may && *told != is,
-        };
-        if wrong {
-            let told = known.get(&node.id);
-            let detail = format!("{name}: it is {is:?}, and the directory says {told:?}");
-            violated("a directory is that of its domain", detail);
-        }
-    }
-    if let Some(stranger) = known.keys().find(|id| !recovers && nodes.iter().all(|row| row.id != **id)) {
-        violated("a directory is that of its domain", format!("{name} knows {stranger}, which is nowhere"));
-    }
-}
-
-/// No two orders would wipe the same disk.
-fn one_live_order(world: &World, site: SiteId) {
-    let (origin, now) = (Origin::Site(site), world.clock(Origin::Site(site)));
-    let live = world.store(origin).read(|view| {
-        let mut live: BTreeMap<NodeId, Vec<TaskId>> = BTreeMap::new();
-        let here = TaskFilter { site: Some(site), ..TaskFilter::default() };
-        for task in view.tasks(&here)?.iter().filter(|task| !task.state.is_final()) {
-            let Some(node) = view.node(task.node)? else { continue };
-            let it = view.circumstances(task, &node, site, None, now)?;
-            if order::liveness(&it) == Liveness::Live {
-                live.entry(node.id).or_default().push(task.id);
-            }
-        }
-        Ok(live)
-    });
-    for (node, tasks) in live.expect("it reads") {
-        if tasks.len() > 1 {
-            let detail = format!("node {node} at {}: {tasks:?}", world.name(origin));
-            violated("a machine has one live order", detail);
-        }
-    }
-}
-
 /// Who wrote a register that is central's, if somebody else did.
 fn foreign_writer(document: &Document) -> Option<Origin> {
     let mut writers: Vec<Origin> = Vec::new();
@@ -650,6 +726,12 @@ fn foreign_writer(document: &Document) -> Option<Origin> {
         Kind::Group => {
             let parent = contested::read(document, &group::parent());
             writers.extend(parent.sides().iter().map(|side| side.written.site));
+        }
+        Kind::Claim => {
+            let decision = contested::read(document, &claim::decision());
+            writers.extend(decision.sides().iter().map(|side| side.written.site));
+            let fence = contested::read(document, &claim::fence());
+            writers.extend(fence.sides().iter().map(|side| side.written.site));
         }
         Kind::Workflow | Kind::Task | Kind::Proposal => {}
     }
@@ -694,6 +776,6 @@ fn difference(told: &[(DocumentId, Vec<u8>)], held: &[(DocumentId, Vec<u8>)]) ->
     one.into_iter().chain(other).take(6).collect::<Vec<_>>().join(", ")
 }
 
-fn read<T>(result: Result<T, rusqlite::Error>) -> T {
+pub(crate) fn read<T>(result: Result<T, rusqlite::Error>) -> T {
     result.unwrap_or_else(|error| violated("the database can be read", error.to_string()))
 }

@@ -1,6 +1,6 @@
 //! What goes wrong: links, clocks, disks, programs and databases, and those who mean harm.
 
-use std::{path::PathBuf, rc::Rc, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, rc::Rc, time::Duration};
 
 use harness::{
     disk,
@@ -13,13 +13,14 @@ use store::{
 };
 use sync::{
     document::{
-        Author, Kind,
+        Author, Kind, Value,
         node::{self as node_document, Home, Text, Wish},
         register::Entropy,
-        site::{self as site_document, Identity},
+        site::{self as site_document, Effective, Identity},
     },
     id::{Incarnation, MacAddr, Origin, SiteId},
-    policy::Wanted,
+    ingress,
+    policy::{Autonomy, Wanted},
     time::Hlc,
     wire::{self, Item, Message},
 };
@@ -287,15 +288,70 @@ impl Run {
             };
             let index = usize::try_from(world.random.below(items.len() as u64)).expect("few");
             let is_change = minicbor::decode::<Item>(&items[index]).is_ok_and(|item| item.change.is_some());
-            let Some(forged) = is_change.then(|| forged_item(world, site)).flatten() else { return bytes };
+            // Or as what it once was.
+            let stale = (is_change && world.random.chance(80)).then(|| stale_item(world, site)).flatten();
+            let names_old_epoch = stale.is_some();
+            let forged = stale.or_else(|| is_change.then(|| forged_item(world, site)).flatten());
+            let Some(forged) = forged else { return bytes };
             let sealed =
                 (bug == Some(Bug::NoAuthorisation)).then(|| planted::sealed(world, &forged)).flatten();
             items[index] = sealed.unwrap_or(forged).into();
-            world.count("forged write");
+            world.count(if names_old_epoch { "write under an old epoch" } else { "forged write" });
             world.tell(from, "sends a forged write");
             wire::encode(&Message::Log { from: position, items, seal })
         }));
     }
+}
+
+/// A change to a machine of the site's own that it might have decided in an epoch in which it was `full`, and may not any
+/// more: the site keeps naming that one.
+fn stale_item(world: &mut World, site: SiteId) -> Option<Vec<u8>> {
+    if !world.runs(Origin::Central) {
+        return None;
+    }
+    let mut author = Author {
+        incarnation: Incarnation(world.random.bytes()),
+        site: Origin::Site(site),
+        by: "mallory".into(),
+        at: Hlc::at(world.wall()),
+        policy_epoch: 0,
+        entropy: Entropy::new(world.random.bytes()),
+    };
+    let pick = world.random.draw();
+    let eye = world.eye(Origin::Central);
+    let follows = eye.follows(site).ok()?.unsigned_abs();
+    let mut given = BTreeMap::new();
+    let settings = eye.document(eye.row_of(site.into()).ok()??, Kind::Site, site.into()).ok()?;
+    for change in settings.automerge().get_changes(&[]) {
+        let writes = ingress::parse(change.raw_bytes())
+            .and_then(|parsed| ingress::registers(Kind::Site, site.into(), &parsed))
+            .unwrap_or_default();
+        for write in writes {
+            if write.path() == "effective"
+                && let Ok(it) = Effective::from_fields(&write.fields)
+            {
+                given.insert(it.epoch, it.autonomy);
+            }
+        }
+    }
+    if given.range(follows..).any(|(_, autonomy)| *autonomy == Autonomy::Full) {
+        return None;
+    }
+    author.policy_epoch =
+        given.range(..follows).rev().find(|(_, autonomy)| **autonomy == Autonomy::Full).map(|it| *it.0)?;
+    let mut own = Vec::new();
+    for doc in eye.documents_of(Kind::Node).ok()? {
+        let document = eye.document(doc, Kind::Node, eye.stored(doc).ok()?.id).ok()?;
+        if node_document::InForce::of(&document).home == Some(site) {
+            own.push(document);
+        }
+    }
+    let index = usize::try_from(pick % own.len().max(1) as u64).expect("few");
+    let mut document = own.into_iter().nth(index)?;
+    let change = document.write(&mut author, |edit| {
+        edit.set(&node_document::wanted(), &Wish { wanted: Wanted::Ignored }, FORGED);
+    });
+    Some(Item::change(Kind::Node.number(), document.id(), change?.raw_bytes().to_vec()).to_bytes())
 }
 
 /// A well-formed change of something that is not the site's to write, by a fresh actor, on top of everything
@@ -326,7 +382,7 @@ pub(crate) fn forged_item(world: &mut World, site: SiteId) -> Option<Vec<u8>> {
                 }
             }
             Kind::Site => foreign.push(eye.document(doc, kind, stored.id).ok()?),
-            Kind::Group | Kind::Workflow | Kind::Task | Kind::Proposal => {}
+            Kind::Group | Kind::Workflow | Kind::Task | Kind::Proposal | Kind::Claim => {}
         }
     }
     let index = usize::try_from(pick % foreign.len().max(1) as u64).expect("few");

@@ -10,7 +10,7 @@ use site_agent::{
 use store::{
     StoreError, Tx,
     command::{
-        boot::{self, Answered},
+        boot,
         report::{self, Answer, Registration, Report},
         task,
     },
@@ -23,12 +23,15 @@ use sync::{
 
 use crate::{
     checks::violated,
-    planted::{self, Bug, Shown},
+    planted::{self, Bug, Counting, Shown},
     run::{Did, Run},
 };
 
 /// Machines that stand at each site.
 const MACHINES: u8 = 6;
+
+/// Steps for which somebody waits in front of a machine: it has five, and some answers are lost.
+const STEPS: usize = 10;
 
 /// A machine that boots from the network.
 #[derive(Clone, Debug)]
@@ -82,9 +85,10 @@ impl Run {
             return Did::Nothing;
         }
         match self.world.random.below(100) {
-            0..3 => self.carry(index),
-            3..10 => self.repeat(index),
-            10..14 => {
+            0..6 => self.carry(index),
+            6..10 => self.carry_back(),
+            10..15 => self.repeat(index),
+            15..18 => {
                 // The power goes; what was in memory is gone.
                 self.machines[index].attempt = None;
                 self.boot(index)
@@ -94,13 +98,53 @@ impl Run {
         }
     }
 
-    /// Somebody carries it to another site, or back.
+    /// Somebody carries it to another site, back, or on.
     fn carry(&mut self, index: usize) -> Did {
         let (stands, belongs) = (self.machines[index].stands, self.machines[index].belongs);
-        let to = if stands == belongs { self.site() } else { belongs };
+        let to = if stands == belongs || self.world.random.chance(20) { self.site() } else { belongs };
+        self.carry_to(index, to)
+    }
+
+    /// Some machine that was carried off comes back.
+    fn carry_back(&mut self) -> Did {
+        let away: Vec<usize> = (0..self.machines.len())
+            .filter(|index| self.machines[*index].stands != self.machines[*index].belongs)
+            .collect();
+        let Some(index) = self.one_of(&away) else { return Did::Nothing };
+        self.carry_to(index, self.machines[index].belongs)
+    }
+
+    /// Somebody brings a machine to where central says that it belongs.
+    pub(crate) fn bring_home(&mut self, node: NodeId, home: SiteId) {
+        if let Some(index) = self.machines.iter().position(|machine| NodeId::of(machine.mac) == node) {
+            self.world.count("brought home");
+            self.carry_to(index, home);
+        }
+    }
+
+    fn carry_to(&mut self, index: usize, to: SiteId) -> Did {
+        let (stands, belongs) = (self.machines[index].stands, self.machines[index].belongs);
+        if stands != to && [stands, to].iter().all(|site| !self.world.link_is_up(*site)) {
+            let back = to == belongs;
+            self.world.count(if back { "carried back and unseen" } else { "carried off unseen" });
+        }
         self.machines[index].attempt = None;
         self.machines[index].stands = to;
         if self.world.runs(Origin::Site(to)) { self.boot(index) } else { Did::Nothing }
+    }
+
+    /// Somebody who stands in front of a machine starts it and waits until it is installed, if it will be.
+    pub(crate) fn install(&mut self, site: SiteId, node: NodeId) {
+        let here = |machine: &Machine| NodeId::of(machine.mac) == node && machine.stands == site;
+        let Some(index) = self.machines.iter().position(here) else { return };
+        self.machines[index].attempt = None;
+        self.boot(index);
+        for _ in 0..STEPS {
+            if self.machines[index].attempt.is_none() || !self.world.runs(Origin::Site(site)) {
+                return;
+            }
+            self.go_on(index);
+        }
     }
 
     /// It asks for its boot script, as `site_agent::http::boot` answers it.
@@ -121,23 +165,20 @@ impl Run {
         let (now, link) = (self.now(origin), self.world.link_is_up(site));
         let link = if link { LinkState::Connected } else { LinkState::Offline };
         let store = self.world.store(origin).clone();
+        let counting = Counting::begin(self.bug, &store);
         let view = self.read(origin, |view| sight::of(view, store.blobs(), site, mac, link, now));
+        if let Some(counting) = counting {
+            counting.end();
+        }
         drop(store);
         let decision = decide(&view);
         if decision.answer == BootAnswer::Silent {
             return (Did::Something("left alone"), None);
         }
-        let answered = Answered {
-            mac,
-            answer: decision.answer.to_string(),
-            reason: decision.reason.to_string(),
-            adopt: decision.record.adopt,
-            booting: decision.record.booting,
-            local_disk: decision.record.local_disk,
-        };
+        let answered = sight::noted(mac, &decision);
         let done = if decision.record.adopt {
             "adopted"
-        } else if answered.reason.starts_with("this machine belongs to site") {
+        } else if decision.record.claims {
             "visited"
         } else {
             "booted"
@@ -257,7 +298,7 @@ impl Run {
                 if let Some(answer) = &answer {
                     let goes = answer.body.get("answer").is_some_and(|word| word == "go");
                     if goes {
-                        self.checks.borrow_mut().goes_ahead(&self.world, site, about, report);
+                        self.checks.borrow_mut().goes_ahead(&self.world, site, node, about, report);
                         did = Did::Something("go-ahead");
                         if let Some(shown) = shown {
                             // The answer is lost, and the machine boots and asks once more.

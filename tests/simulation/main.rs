@@ -1,7 +1,7 @@
 //! Days and weeks of partitions from one number: people, machines, weather and faults drawn from a seed.
 //!
 //! `draw` is what a seed decides beforehand. `run` is one life of a world: the safety half, in which
-//! `people` and `machines` act and `faults` happens, and the liveness half, in which every link is up, every
+//! `people`, `claims` and `machines` act and `faults` happens, and the liveness half, in which every link is up, every
 //! replica runs and nobody means harm, until everybody holds the same. `checks` is what must hold all the
 //! time and at the end. `planted` puts bugs into the world that the checks must find; `report` counts.
 //!
@@ -14,9 +14,16 @@
 mod draw;
 mod run;
 mod people;
+mod claims;
+mod quarrel;
 mod machines;
 mod faults;
 mod checks;
+mod disagreements;
+mod orders;
+mod moves;
+mod epochs;
+mod directories;
 mod planted;
 mod report;
 
@@ -76,7 +83,8 @@ fn h7_days_of_partitions_end_with_everybody_holding_the_same() {
     assert!(failures.is_empty(), "{} seeds failed: {:?}", failures.len(), failures.keys());
     assert!(all.rate() >= EVENTS_A_DAY, "{:.1} events a day are too few", all.rate());
     if seeds.len() > 1 {
-        assert_eq!(all.missing(), Vec::<&str>::new(), "every kind of event and fault happened");
+        let in_all = seeds.len() as u64 >= SEEDS;
+        assert_eq!(all.missing(in_all), Vec::<&str>::new(), "every kind of event and fault happened");
     }
 }
 
@@ -94,7 +102,9 @@ fn h7_the_same_seed_gives_the_same_world() {
 fn h7_every_planted_bug_is_found() {
     let _alone = alone();
     let found = on_all_cores(&Bug::ALL, |bug| {
-        let found = (1..=SEEDS_FOR_A_BUG).find_map(|seed| Some((seed, one(seed, Some(bug)).err()?)));
+        let is_about = |it: &Violation| bug.found_by().is_none_or(|check| it.check == check);
+        let found =
+            (1..=SEEDS_FOR_A_BUG).find_map(|seed| Some((seed, one(seed, Some(bug)).err().filter(is_about)?)));
         if let Some((seed, Violation { check, detail, .. })) = &found {
             let detail: String = detail.chars().take(160).collect();
             println!("{bug}: seed {seed}: {check}: {detail}");

@@ -1,11 +1,12 @@
 //! Bugs that are put into a world from outside, and that the checks must find.
 //!
 //! Nothing in the shipped code knows of them: an answer is given in the place of the store's, a frame is
-//! changed on its way, or a database is written to behind its owner's back. Who settles conflicts is not
-//! built yet, so the bug in which a site commits a resolution is one in which it writes a register that is
-//! central's alone.
+//! changed on its way, or a database is written to behind its owner's back.
 
-use std::{fmt, path::Path};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
 
 use harness::{
     eye::Eye,
@@ -13,20 +14,29 @@ use harness::{
     world::{World, answer},
 };
 use rusqlite::{Connection, params};
-use store::{Given, Store};
+use store::{
+    Given, Store,
+    command::fence,
+    view::{ClaimFilter, ClaimRow},
+};
 use sync::{
     document::{
-        Author, Kind,
+        Author, Document, Kind, contested,
         node::{self, Home},
         register::Entropy,
     },
     engine::{Input, Output},
     id::{Incarnation, NodeId, Origin, ReportId, SiteId, TaskId},
+    policy::ClaimState,
     time::Hlc,
     wire::{Cursor, Item, Seal},
 };
 
-use crate::draw::Fault;
+use crate::{
+    disagreements::{self, LastWord, WRITTEN, last_word},
+    draw::Fault,
+    epochs, moves, orders,
+};
 
 /// A bug.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,10 +61,25 @@ pub(crate) enum Bug {
     NoAuthorisation,
     /// Central acknowledges a journal entry and drops it.
     DroppedEntry,
+    /// While wishes are contested a site goes by the one that was written last.
+    InForceByStrategy,
+    /// An order counts although the machine was installed since it was given.
+    BasedOnIgnored,
+    /// The fence of a move opens as soon as the move is approved.
+    FenceSkipped,
+    /// A site decides under the settings that it names, also under old ones.
+    EpochTrusted,
+    /// What central settled neutrally beats what somebody who had seen all sides wrote beside it.
+    NeutralBeatsLater,
 }
 
 impl Bug {
-    pub(crate) const ALL: [Bug; 10] = [
+    pub(crate) const ALL: [Bug; 15] = [
+        Bug::EpochTrusted,
+        Bug::NeutralBeatsLater,
+        Bug::BasedOnIgnored,
+        Bug::FenceSkipped,
+        Bug::InForceByStrategy,
         Bug::AckBeforeCommit,
         Bug::CentralsRegister,
         Bug::ForgottenParked,
@@ -67,19 +92,48 @@ impl Bug {
         Bug::DroppedEntry,
     ];
 
-    /// A fault without which the bug cannot show, and how many of ten thousand steps have it.
-    pub(crate) fn needs(self) -> Option<(Fault, u64)> {
+    /// The check that is about it, where others may notice what comes of it.
+    pub(crate) fn found_by(self) -> Option<&'static str> {
         match self {
-            Bug::ReusedActor => Some((Fault::Rollback, 200)),
-            Bug::RolledBackOrder => Some((Fault::Restore, 200)),
-            Bug::NoAuthorisation => Some((Fault::Hostility, 300)),
-            Bug::FingerprintOfAll => Some((Fault::Cut, 400)),
+            Bug::FenceSkipped => Some(moves::OPEN_FENCE),
+            Bug::EpochTrusted => Some(epochs::TAKEN),
+            Bug::NeutralBeatsLater => Some(disagreements::LAST_WORD),
+            Bug::BasedOnIgnored => Some(orders::OVERTAKEN),
+            Bug::AckBeforeCommit
+            | Bug::CentralsRegister
+            | Bug::ForgottenParked
+            | Bug::ReusedActor
+            | Bug::FingerprintOfAll
+            | Bug::RolledBackOrder
+            | Bug::DoubledGoAhead
+            | Bug::ReportTwice
+            | Bug::NoAuthorisation
+            | Bug::DroppedEntry
+            | Bug::InForceByStrategy => None,
+        }
+    }
+
+    /// Whether it shows only where two sides order one machine, which people seldom do.
+    pub(crate) fn needs_two_orders(self) -> bool {
+        self == Bug::BasedOnIgnored
+    }
+
+    /// Faults without which the bug cannot show, and how many of ten thousand steps have each.
+    pub(crate) fn needs(self) -> &'static [(Fault, u64)] {
+        match self {
+            Bug::ReusedActor => &[(Fault::Rollback, 200)],
+            Bug::RolledBackOrder => &[(Fault::Restore, 200)],
+            Bug::NoAuthorisation => &[(Fault::Hostility, 300)],
+            Bug::EpochTrusted => &[(Fault::Hostility, 300), (Fault::StaleEpoch, 300)],
+            Bug::FingerprintOfAll | Bug::InForceByStrategy | Bug::FenceSkipped => &[(Fault::Cut, 400)],
+            Bug::BasedOnIgnored => &[(Fault::Cut, 500)],
             Bug::AckBeforeCommit
             | Bug::CentralsRegister
             | Bug::ForgottenParked
             | Bug::DoubledGoAhead
             | Bug::ReportTwice
-            | Bug::DroppedEntry => None,
+            | Bug::NeutralBeatsLater
+            | Bug::DroppedEntry => &[],
         }
     }
 }
@@ -97,6 +151,11 @@ impl fmt::Display for Bug {
             Bug::ReportTwice => "a report counts twice",
             Bug::NoAuthorisation => "ingress without authorisation",
             Bug::DroppedEntry => "a journal entry is dropped",
+            Bug::InForceByStrategy => "contested wishes are in force by strategy",
+            Bug::BasedOnIgnored => "an order counts after another installation",
+            Bug::FenceSkipped => "an approval opens its fence",
+            Bug::EpochTrusted => "a site decides under the epoch that it names",
+            Bug::NeutralBeatsLater => "a settlement beats who had seen all sides",
         })
     }
 }
@@ -109,11 +168,16 @@ pub(crate) fn plant(bug: Bug, world: &mut World) {
         Bug::ForgottenParked => Some(Box::new(forgotten_parked)),
         Bug::FingerprintOfAll => Some(Box::new(fingerprint_of_all)),
         Bug::DroppedEntry => Some(Box::new(dropped_entry)),
+        Bug::InForceByStrategy => Some(Box::new(in_force_by_strategy)),
+        Bug::FenceSkipped => Some(Box::new(fence_skipped)),
+        Bug::EpochTrusted => Some(Box::new(epoch_trusted)),
+        Bug::NeutralBeatsLater => Some(Box::new(neutral_beats_later)),
         Bug::ReusedActor
         | Bug::RolledBackOrder
         | Bug::DoubledGoAhead
         | Bug::ReportTwice
-        | Bug::NoAuthorisation => None,
+        | Bug::NoAuthorisation
+        | Bug::BasedOnIgnored => None,
     };
 }
 
@@ -271,6 +335,128 @@ fn dropped_entry(
     answer(store, given, output)
 }
 
+fn in_force_by_strategy(
+    _: &mut Random,
+    origin: Origin,
+    store: &Store,
+    given: Given,
+    output: Output,
+) -> Option<Input> {
+    let takes = matches!(output, Output::Ingest { .. }) && origin != Origin::Central;
+    let input = answer(store, given, output);
+    if takes {
+        show_otherwise(store, |document, shown| {
+            let wishes = contested::read(document, &node::wanted());
+            if wishes.is_contested()
+                && let Some(last) = wishes.newest()
+            {
+                shown["wanted"] = last.value.wanted.as_str().into();
+            }
+        });
+    }
+    input
+}
+
+/// Every fence is opened by the door for people, and nobody stood there.
+fn fence_skipped(
+    random: &mut Random,
+    origin: Origin,
+    store: &Store,
+    given: Given,
+    output: Output,
+) -> Option<Input> {
+    let approved = ClaimFilter { state: Some(ClaimState::Approved), ..ClaimFilter::default() };
+    let rows = match origin {
+        Origin::Central => store.read(|view| view.claims(&approved)).expect("it reads"),
+        Origin::Site(_) => vec![],
+    };
+    for row in rows.into_iter().filter(ClaimRow::is_fenced) {
+        let given = Given { entropy: random.bytes(), by: "policy".into(), ..given.clone() };
+        let opened = store.run(given, move |tx| {
+            let node = tx.view().node(row.node)?.expect("it has moved");
+            let mac = node.macs.first().map_or_else(|| node.id.to_string(), ToString::to_string);
+            let name = if node.hostname.is_empty() { mac } else { node.hostname };
+            fence::break_fence(tx, row.id, &name, "")
+        });
+        // While central is in recovery, or has no room, the bug waits as well.
+        drop(opened);
+    }
+    answer(store, given, output)
+}
+
+/// Central forgets what a site follows while it judges what comes from there.
+fn epoch_trusted(
+    _: &mut Random,
+    origin: Origin,
+    store: &Store,
+    given: Given,
+    output: Output,
+) -> Option<Input> {
+    let (Origin::Central, Output::Ingest { peer: peer @ Origin::Site(site), .. }) = (origin, &output) else {
+        return answer(store, given, output);
+    };
+    let (peer, site) = (peer.to_string(), *site);
+    let behind = open(store.database());
+    let follows: Option<i64> =
+        behind.query_row("SELECT epoch FROM peers WHERE peer = ?1", [&peer], |row| row.get(0)).ok();
+    let mut statement =
+        behind.prepare("SELECT epoch, told FROM epochs WHERE site = ?1").expect("there is a table");
+    let rows = statement.query_map([site.as_bytes()], |row| Ok((row.get(0)?, row.get(1)?)));
+    let told: Vec<(i64, Option<i64>)> = rows.and_then(Iterator::collect).expect("it reads");
+    let write = |statement: &str, params: &[&dyn rusqlite::ToSql]| {
+        behind.execute(statement, params).expect("it is written");
+    };
+    write("UPDATE peers SET epoch = 0 WHERE peer = ?1", &[&peer]);
+    write("UPDATE epochs SET told = NULL WHERE site = ?1", &[site.as_bytes()]);
+    let input = answer(store, given, output);
+    write("UPDATE peers SET epoch = max(epoch, ?2) WHERE peer = ?1", &[&peer, &follows.unwrap_or(0)]);
+    for (epoch, told) in told {
+        let again = "UPDATE epochs SET told = ?3 WHERE site = ?1 AND epoch = ?2 AND told IS NULL";
+        write(again, &[site.as_bytes(), &epoch, &told]);
+    }
+    input
+}
+
+fn neutral_beats_later(
+    _: &mut Random,
+    _: Origin,
+    store: &Store,
+    given: Given,
+    output: Output,
+) -> Option<Input> {
+    let takes = matches!(output, Output::Ingest { .. });
+    let input = answer(store, given, output);
+    if takes {
+        show_otherwise(store, |document, shown| {
+            for (key, field) in WRITTEN {
+                if let Some(LastWord { neutral, .. }) = last_word(document.automerge(), key, field) {
+                    shown[key] = neutral.into();
+                }
+            }
+        });
+    }
+    input
+}
+
+/// Changes what a replica shows of its machines.
+fn show_otherwise(store: &Store, change: impl Fn(&Document, &mut serde_json::Value)) {
+    let eye = Eye::open(store.database().parent().expect("a folder")).expect("the database opens");
+    let behind = open(store.database());
+    for doc in eye.documents().expect("it reads") {
+        let Ok(stored) = eye.stored(doc) else { continue };
+        let (Some(Kind::Node), Ok(Some(body))) = (stored.kind, eye.body(doc, Kind::Node)) else { continue };
+        let Ok(document) = eye.document(doc, Kind::Node, stored.id) else { continue };
+        let mut shown: serde_json::Value = serde_json::from_str(&body).expect("rows are JSON");
+        let before = shown.clone();
+        change(&document, &mut shown);
+        if shown != before {
+            behind
+                .execute("UPDATE view_nodes SET body = ?2 WHERE doc = ?1", params![doc, shown.to_string()])
+                .expect("it is written");
+        }
+    }
+}
+
 /// A database has just gone back.
 pub(crate) fn went_back(bug: Option<Bug>, world: &mut World, origin: Origin) {
     if bug == Some(Bug::RolledBackOrder) {
@@ -313,6 +499,46 @@ impl Shown {
             behind.execute(query, params![id, body]).expect("it is written");
         }
     }
+}
+
+/// Orders that count, as long as this is there, whatever was installed since they were given.
+pub(crate) struct Counting {
+    database: PathBuf,
+    rows: Vec<(i64, String, String)>,
+}
+
+impl Counting {
+    pub(crate) fn begin(bug: Option<Bug>, store: &Store) -> Option<Self> {
+        if bug != Some(Bug::BasedOnIgnored) {
+            return None;
+        }
+        let behind = open(store.database());
+        let query = "SELECT doc, body, json_set(body, '$.order.based_on',
+                 (SELECT json_extract(view_nodes.body, '$.install_nonce') FROM view_nodes
+                  WHERE view_nodes.id = view_tasks.node))
+             FROM view_tasks WHERE json_type(body, '$.order') = 'object'";
+        let mut statement = behind.prepare(query).expect("a query");
+        let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)));
+        let rows: Vec<(i64, String, String)> = rows.and_then(Iterator::collect).expect("it reads");
+        for (doc, is, counts) in &rows {
+            show(&behind, *doc, is, counts);
+        }
+        Some(Counting { database: store.database().to_path_buf(), rows })
+    }
+
+    /// What was written meanwhile shows what it says by itself.
+    pub(crate) fn end(self) {
+        let behind = open(&self.database);
+        for (doc, was, counts) in &self.rows {
+            show(&behind, *doc, counts, was);
+        }
+    }
+}
+
+fn show(behind: &Connection, doc: i64, is: &str, shall: &str) {
+    behind
+        .execute("UPDATE view_tasks SET body = ?3 WHERE doc = ?1 AND body = ?2", params![doc, is, shall])
+        .expect("it is written");
 }
 
 /// Marks a change as central would mark its own, so that nobody judges it.

@@ -7,14 +7,18 @@ use harness::{
     world::{HEARTBEAT, World},
 };
 use store::{
-    StoreError, Tx,
-    command::workflow::{self, NewVersion},
+    Ended, StoreError, Tx,
+    command::{
+        site::{self, SettingsEdit},
+        workflow::{self, NewVersion},
+    },
     view::View,
 };
 use sync::{
     blob::Digest,
     document::workflow::Identity,
     id::{Origin, SiteId, WorkflowId},
+    policy::{Autonomy, MigrationPolicy, Strategy},
     time::Timestamp,
 };
 
@@ -23,7 +27,7 @@ use crate::{
     draw::{Draw, Fault},
     faults::Copies,
     machines::Machine,
-    planted::{self, Bug},
+    planted::{self, Bug, Counting},
     report::Outcome,
 };
 
@@ -75,8 +79,8 @@ impl Run {
         let mut draw = Draw::of(&mut world.random);
         // By the seed and not by the dice: all other worlds stay what they were.
         draw.has_groups = seed % 4 == 3;
-        if let Some(needed) = bug.and_then(Bug::needs) {
-            draw.faults.insert(0, needed);
+        for needed in bug.map(Bug::needs).unwrap_or_default() {
+            draw.faults.insert(0, *needed);
             draw.has_hostile_site |= needed.0 == Fault::Hostility;
         }
         let checks = Rc::new(RefCell::new(Checks::default()));
@@ -128,6 +132,41 @@ impl Run {
                 self.world.run(Origin::Central, "ann", move |tx| workflow::create(tx, &identity, &version));
             self.workflows.push(made.expect("central publishes").id);
         }
+        for site in self.sites.clone() {
+            // People are asked oftener than by default, or the desk would be empty.
+            let strategies = [
+                Strategy::CentralWins,
+                Strategy::SiteWins,
+                Strategy::LastWrite,
+                Strategy::Manual,
+                Strategy::Manual,
+                Strategy::Manual,
+            ];
+            let policies = [
+                MigrationPolicy::Manual,
+                MigrationPolicy::Manual,
+                MigrationPolicy::Manual,
+                MigrationPolicy::AutoAccept,
+                MigrationPolicy::AutoRelease,
+                MigrationPolicy::Bidirectional,
+            ];
+            let mut edit = SettingsEdit {
+                conflict_resolution: self.one_of(&strategies),
+                migration_policy: self.one_of(&policies),
+                autonomy: self.one_of(&[Autonomy::Limited, Autonomy::Limited, Autonomy::Full]),
+                ..SettingsEdit::default()
+            };
+            if self.bug.is_some_and(Bug::needs_two_orders) {
+                edit.autonomy = Some(Autonomy::Full);
+            }
+            // By default a claim outlives most worlds, and so does an order.
+            self.set_claims(&mut edit);
+            if self.world.random.chance(40) {
+                edit.order_max_s = Some(7_200 + self.world.random.below(36_000));
+            }
+            let set = self.world.run(Origin::Central, "ann", move |tx| site::set(tx, site, &edit, ""));
+            set.expect("central says how its sites settle");
+        }
         self.place_machines();
         self.forge();
         if let Some(bug) = self.bug {
@@ -155,12 +194,16 @@ impl Run {
         }
         self.calm();
         self.rest();
+        self.end_recovery();
         // Where machines belong is told with the next sign of life.
         self.pass(2 * HEARTBEAT);
         self.rest();
         self.checks.borrow_mut().at_rest(&mut self.world);
         let mut counts = std::mem::take(&mut self.world.counts);
         counts.insert("checks made", self.checks.borrow().looked);
+        for (what, count) in &self.checks.borrow().moves.counts {
+            *counts.entry(what).or_default() += count;
+        }
         Outcome {
             counts,
             climates: [(self.draw.climate, 1)].into(),
@@ -226,6 +269,16 @@ impl Run {
         }
     }
 
+    /// Everybody is back and has given back what he has: whoever was restored says so, and nothing waits for it any more.
+    fn end_recovery(&mut self) {
+        let ended = self.world.run(Origin::Central, "ann", |tx| tx.end_recovery("everybody is back", false));
+        match ended {
+            Ok(Ended::WasNot) => {}
+            Ok(Ended::Over(_)) => self.rest(),
+            it => violated("in the end a recovery can end", format!("{it:?}")),
+        }
+    }
+
     /// Lets time pass until everybody holds the same.
     fn rest(&mut self) {
         let end = self.world.wall().after(PATIENCE);
@@ -279,7 +332,13 @@ impl Run {
         done: &'static str,
         command: impl FnOnce(&mut Tx<'_>) -> Result<T, StoreError> + Send + 'static,
     ) -> (Did, Option<T>) {
-        match self.world.run(origin, by, command) {
+        let asks_for_its_disk = matches!(by, "boot" | "cache" | "machine");
+        let counting = asks_for_its_disk.then(|| Counting::begin(self.bug, self.world.store(origin)));
+        let done_or_not = self.world.run(origin, by, command);
+        if let Some(counting) = counting.flatten() {
+            counting.end();
+        }
+        match done_or_not {
             Ok(it) => {
                 self.checks.borrow_mut().after(&mut self.world, origin);
                 (Did::Something(done), Some(it))

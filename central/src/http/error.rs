@@ -159,6 +159,17 @@ impl Problem {
         }
     }
 
+    pub(super) fn too_many_readers(most: usize) -> Self {
+        Problem {
+            status: StatusCode::SERVICE_UNAVAILABLE,
+            kind: "too-many-readers",
+            title: "too many follow the journal",
+            detail: "the stream of events was not opened".into(),
+            why: format!("{most} readers follow it already, which is as many as may"),
+            next: "end one of them, or read `GET /api/v1/journal?after=` from time to time".into(),
+        }
+    }
+
     fn stopping() -> Self {
         Problem {
             status: StatusCode::SERVICE_UNAVAILABLE,

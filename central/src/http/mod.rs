@@ -18,10 +18,13 @@ mod workflows;
 mod tasks;
 mod blobs;
 mod journal;
+mod events;
 mod authority;
 mod recovery;
 mod quarantine;
 mod proposals;
+mod conflicts;
+mod migrations;
 
 use std::{path::Path, sync::Arc};
 
@@ -39,6 +42,8 @@ use tokio::sync::oneshot;
 use crate::{content::off_runtime, enrolment::seat::Seat, event_loop::Edge, sessions::Sessions};
 use error::Problem;
 
+pub(crate) use events::Readers;
+
 /// Who the journal names for what comes in with the administrator's token.
 const ADMIN: &str = "admin";
 
@@ -53,6 +58,8 @@ pub(crate) struct App {
     /// Digest of the administrator's token.
     admin: Arc<blake3::Hash>,
     sessions: Sessions,
+    /// Who follows the journal.
+    readers: Readers,
 }
 
 impl App {
@@ -63,6 +70,7 @@ impl App {
         data: &Path,
         admin: &str,
         sessions: Sessions,
+        readers: Readers,
     ) -> Self {
         App {
             store,
@@ -71,6 +79,7 @@ impl App {
             data: data.into(),
             admin: Arc::new(blake3::hash(admin.as_bytes())),
             sessions,
+            readers,
         }
     }
 
@@ -110,19 +119,24 @@ pub(crate) fn router(app: App) -> Router {
         .route("/groups/{group}/effective", get(groups::effective))
         .route("/sites/{site}/nodes", get(nodes::list_of_site))
         .route("/nodes", get(nodes::list).post(nodes::create))
+        .route("/nodes/twins", get(nodes::twins))
+        .route("/nodes/{node}/alias_of", put(nodes::alias))
         .route("/nodes/{node}", get(nodes::show).patch(nodes::edit))
         .route("/workflows", get(workflows::list).post(workflows::create))
         .route("/workflows/{workflow}", get(workflows::show))
         .route("/workflows/{workflow}/versions", post(workflows::publish))
         .route("/tasks", get(tasks::list).post(tasks::create))
-        .route("/tasks/{task}", get(tasks::show))
+        .route("/tasks/{task}", get(tasks::show).delete(tasks::cancel))
         .route("/tasks/{task}/approve", put(tasks::approve))
         .route("/tasks/{task}/reject", put(tasks::reject))
         .route("/tasks/{task}/cancel", put(tasks::cancel))
+        .route("/tasks/{task}/retry", put(tasks::retry))
+        .route("/tasks/{task}/abort", put(tasks::abort))
         .route("/blobs", put(blobs::put))
         .route("/blobs/{digest}", get(blobs::get))
         .route("/journal", get(journal::list))
         .route("/journal/archive", post(journal::archive))
+        .route("/events", get(events::follow))
         .route("/authority", get(authority::show))
         .route("/authority/renew", post(authority::renew))
         .route("/authority/retire", post(authority::retire))
@@ -137,6 +151,17 @@ pub(crate) fn router(app: App) -> Router {
         .route("/proposals/{proposal}", get(proposals::show))
         .route("/proposals/{proposal}/apply", put(proposals::apply))
         .route("/proposals/{proposal}/refuse", put(proposals::refuse))
+        .route("/sync/conflicts", get(conflicts::list))
+        .route("/sync/conflicts/resolve", post(conflicts::resolve_many))
+        .route("/sync/conflicts/{conflict}", get(conflicts::show))
+        .route("/sync/conflicts/{conflict}/resolve", post(conflicts::resolve))
+        .route("/sync/conflicts/{conflict}/revert", post(conflicts::revert))
+        .route("/migrations", get(migrations::list))
+        .route("/migrations/decide", post(migrations::decide_many))
+        .route("/migrations/{claim}", get(migrations::show))
+        .route("/migrations/{claim}/approve", post(migrations::approve))
+        .route("/migrations/{claim}/reject", post(migrations::reject))
+        .route("/migrations/{claim}/break-fence", post(migrations::break_fence))
         .route_layer(middleware::from_fn_with_state(app.clone(), auth::require));
     let api = operators.route("/health", get(health));
     Router::new()

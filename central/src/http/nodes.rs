@@ -13,13 +13,13 @@ use store::{
     command::node::NodeEdit,
     view::{NodeFilter, NodeRow},
 };
-use sync::id::MacAddr;
+use sync::id::{MacAddr, NodeId};
 
 use super::{
     App,
     error::Problem,
     extract::{self, Body, Paging, Params, Segment},
-    page, with,
+    page, shown, with,
 };
 
 /// Query of `GET /nodes`.
@@ -39,6 +39,38 @@ pub(super) struct NewNode {
     site: String,
     #[serde(default)]
     hostname: String,
+}
+
+/// `PUT /nodes/{node}/alias_of`. Both by id: an address of another interface names its machine everywhere else.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct AliasOf {
+    #[serde(deserialize_with = "Option::deserialize")]
+    node: Option<NodeId>,
+    #[serde(default)]
+    why: String,
+}
+
+pub(super) async fn alias(
+    State(app): State<App>,
+    Segment(node): Segment,
+    Body(alias): Body<AliasOf>,
+) -> Result<Json<Value>, Problem> {
+    let shown = app
+        .write(move |tx| {
+            let id = node.parse().map_err(|_| StoreError::Unknown(format!("node {node}")))?;
+            let row = command::twin::say(tx, id, alias.node, &alias.why)?;
+            object(&tx.view(), &row)
+        })
+        .await?;
+    Ok(Json(shown))
+}
+
+/// Machines that may be one. All of them: a person goes through them from the top.
+pub(super) async fn twins(State(app): State<App>) -> Result<Json<Value>, Problem> {
+    let pairs = app.read(|view| view.twins()).await?;
+    let total = pairs.len() as u64;
+    Ok(page(pairs.iter().map(shown).collect(), Some(total), None))
 }
 
 pub(super) async fn list(

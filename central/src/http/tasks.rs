@@ -1,4 +1,4 @@
-//! Tasks: listing, creating, approving, withdrawing.
+//! Tasks: listing, creating, approving, withdrawing, trying again, giving up.
 
 use std::collections::BTreeMap;
 
@@ -134,6 +134,22 @@ pub(super) async fn cancel(
     OptionalBody(decision): OptionalBody<Decision>,
 ) -> Result<Json<Value>, Problem> {
     decide(app, task, decision, "withdrawn by an operator", command::task::cancel).await
+}
+
+pub(super) async fn retry(
+    State(app): State<App>,
+    Segment(task): Segment,
+    OptionalBody(decision): OptionalBody<Decision>,
+) -> Result<Json<Value>, Problem> {
+    decide(app, task, decision, "tried again by an operator", command::task::retry).await
+}
+
+pub(super) async fn abort(
+    State(app): State<App>,
+    Segment(task): Segment,
+    OptionalBody(decision): OptionalBody<Decision>,
+) -> Result<Json<Value>, Problem> {
+    decide(app, task, decision, "given up by an operator", command::task::abort).await
 }
 
 /// Commits a decision about one task; `unsaid` is its reason where the operator gave none.

@@ -37,7 +37,10 @@ use crate::enrolment::certificate::KeyRequest;
 
 mod authority;
 mod evidence;
+mod claims;
 mod clock;
+mod conflicts;
+mod events;
 mod groups;
 
 /// 2026-11-20 at noon.
@@ -80,6 +83,10 @@ struct Central {
 
 impl Central {
     async fn start(folder: &Path, clock: &Clock) -> Self {
+        Central::start_looking(folder, clock, CLAIMS).await
+    }
+
+    async fn start_looking(folder: &Path, clock: &Clock, every: Duration) -> Self {
         let loopback: SocketAddr = "127.0.0.1:0".parse().unwrap();
         let config = Config {
             data_dir: folder.join("central"),
@@ -87,7 +94,8 @@ impl Central {
             listen_http: loopback,
             ..Config::default()
         };
-        let server = Server::start(&config, Edge::with_clock(clock.wall())).await.unwrap();
+        let edge = Edge::with_clock(clock.wall());
+        let server = Server::start_looking(&config, edge, every).await.unwrap();
         let operator = ureq::Agent::config_builder().http_status_as_error(false).proxy(None).build().into();
         let token = fs::read_to_string(config.data_dir.join(ADMIN_TOKEN)).unwrap().trim().to_string();
         Central { server, operator, token }

@@ -4,8 +4,9 @@
 //! more by hand. DHCP and the script ask the same function, so that a firmware is not offered a loader for an
 //! answer that its script then takes back: [`offer`] turns the decision into what DHCP says.
 //!
-//! Deliberately absent in this version: migration claims. A machine that belongs to another site is told so
-//! and boots its own disk; it changes nothing here.
+//! A machine that belongs to another site is claimed and told so; until that is decided it is given what the
+//! setting `pending_boot` says. Deliberately absent: an environment in memory that takes its inventory meanwhile. Where
+//! the setting asks for it, the hold page stands in its place.
 
 use std::fmt;
 
@@ -13,7 +14,8 @@ use sync::{
     document::site::UnknownMachines,
     id::TaskId,
     policy::{
-        Action, Liveness, NodeState, Reason, TaskState, Verdict, Wanted, autonomy, order::MAX_ATTEMPT_BOOTS,
+        Action, ClaimState, Liveness, NodeState, PendingBoot, Reason, TaskState, Verdict, Wanted, autonomy,
+        migration, order::MAX_ATTEMPT_BOOTS,
     },
 };
 
@@ -21,7 +23,7 @@ use super::{
     loader::{self, BootServer},
     request::{self, BootFile, ClientClass, Request},
     script,
-    view::{BootFiles, Files, Home, Machine, Task, View},
+    view::{Adoption, BootFiles, Claim, Files, Home, Machine, Task, View},
 };
 
 /// What a machine is told, why, and what follows from it.
@@ -54,6 +56,8 @@ pub enum Answer {
         /// Bytes here and in all, where content is what is waited for.
         progress: Option<(u64, u64)>,
     },
+    /// Show the reason and ask again for ever: this site does not boot the machine.
+    Refuse,
     /// Nothing at all.
     Silent,
 }
@@ -61,7 +65,7 @@ pub enum Answer {
 /// What follows from an answer.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Record {
-    /// The machine becomes a node of this site.
+    /// The machine becomes a node of this site, or central is asked to make it one.
     pub adopt: bool,
     /// The script of this task was given, and the task stands before that step.
     pub booting: Option<TaskId>,
@@ -69,6 +73,8 @@ pub struct Record {
     pub counted: bool,
     /// The machine was sent to its own disk.
     pub local_disk: bool,
+    /// The machine is at home elsewhere, and this site claims it.
+    pub claims: bool,
     /// This attempt was booted as often as it may be and has failed.
     pub exhausted: Option<(TaskId, u64)>,
 }
@@ -76,7 +82,7 @@ pub struct Record {
 impl Record {
     /// Whether the answer rests on a change that has to be on disk before it leaves.
     pub fn is_durable(&self) -> bool {
-        self.adopt || self.booting.is_some() || self.counted || self.exhausted.is_some()
+        self.adopt || self.booting.is_some() || self.counted || self.claims || self.exhausted.is_some()
     }
 }
 
@@ -86,6 +92,7 @@ impl fmt::Display for Answer {
             Answer::LocalDisk => "local disk",
             Answer::Workflow { .. } => "workflow",
             Answer::Hold { .. } => "hold page",
+            Answer::Refuse => "refusal",
             Answer::Silent => "silence",
         })
     }
@@ -108,8 +115,8 @@ pub fn decide(view: &View) -> Decision {
     {
         return under_way(view, task);
     }
-    if let Home::Elsewhere(site) = &machine.home {
-        return hold(format!("this machine belongs to site {site}; it is left alone here"));
+    if let Home::Elsewhere(site, claim) = &machine.home {
+        return visitor(view, site, claim);
     }
     match &machine.task {
         Some(task) => by_order(task),
@@ -126,7 +133,7 @@ pub fn offer(decision: &Decision, request: &Request, server: BootServer) -> requ
             let file = server.loader_url(loader::NO_LOADER);
             return request::Answer::BootFile(BootFile { next_server: server.address, file });
         }
-        Answer::LocalDisk | Answer::Workflow { .. } | Answer::Hold { .. } => {}
+        Answer::LocalDisk | Answer::Workflow { .. } | Answer::Hold { .. } | Answer::Refuse => {}
     }
     match loader::choose(request, server) {
         Ok(file) => request::Answer::BootFile(file),
@@ -145,12 +152,43 @@ fn unknown(view: &View) -> Decision {
                 record: Record { adopt: true, ..Record::default() },
                 ..hold("the machine was unknown and is adopted by this site")
             },
-            // Proposals are not built yet, so nothing is queued: central registers the machine itself.
-            Verdict::Queue(reason) | Verdict::Refuse(reason) => {
-                hold(format!("the machine is unknown here, and {reason}"))
-            }
+            Verdict::Queue(reason) => match &view.adoption {
+                Some(Adoption::Refused(why)) => {
+                    hold(format!("the machine is unknown here, and central does not adopt it: {why}"))
+                }
+                asked @ (Some(Adoption::Asked) | None) => Decision {
+                    // Once is enough.
+                    record: Record { adopt: asked.is_none(), ..Record::default() },
+                    ..hold(format!("the machine is unknown here, and central is asked to adopt it: {reason}"))
+                },
+            },
+            Verdict::Refuse(reason) => hold(format!("the machine is unknown here, and {reason}")),
         },
     }
+}
+
+/// A machine that is at home elsewhere.
+fn visitor(view: &View, home: &str, claim: &Claim) -> Decision {
+    let Claim { id, state } = claim;
+    let home = format!("this machine is at home at site {home}");
+    let reason = match state {
+        ClaimState::Open => format!("{home}; claim {id} asks to move it here and waits for a decision"),
+        ClaimState::Approved => {
+            format!("{home}; claim {id} to move it here is approved, and this site hears of it soon")
+        }
+        ClaimState::Rejected => {
+            format!("{home} and claim {id} to move it here was rejected: return it to its home site")
+        }
+        ClaimState::Expired => format!("{home}; claim {id} to move it here was not decided in time"),
+        ClaimState::Withdrawn => format!("{home}; claim {id} to move it here was withdrawn"),
+    };
+    let decision = match migration::pending_boot(view.site.pending_boot, view.site.autonomy) {
+        // Who may not stay is not given its disk as if it might.
+        PendingBoot::Normal if *state != ClaimState::Rejected => local_disk(reason),
+        PendingBoot::Normal | PendingBoot::Minimal => hold(reason),
+        PendingBoot::Refuse => Decision { answer: Answer::Refuse, ..hold(reason) },
+    };
+    Decision { record: Record { claims: true, ..decision.record }, ..decision }
 }
 
 /// The order was consumed: the same attempt again, because half a system is worse than a whole one.
@@ -244,7 +282,7 @@ pub(super) mod tests {
     use expect_test::expect;
     use sync::{
         blob::Digest,
-        id::{MacAddr, NodeId, SiteId},
+        id::{ClaimId, MacAddr, NodeId, SiteId},
         policy::{Autonomy, LinkState},
         time::Timestamp,
     };
@@ -256,6 +294,7 @@ pub(super) mod tests {
     };
 
     const TASK: TaskId = TaskId([7; 16]);
+    const CLAIM: ClaimId = ClaimId([9; 16]);
     const MAC: MacAddr = MacAddr([0x52, 0x54, 0, 0, 0, 0x31]);
 
     /// Makes a view of words like those in the fixture.
@@ -276,10 +315,12 @@ pub(super) mod tests {
                 autonomy: Autonomy::Limited,
                 unknown_machines: UnknownMachines::Hold,
                 pxe_enabled: true,
+                pending_boot: PendingBoot::Minimal,
                 link: LinkState::Offline,
                 data_as_of: Some(Timestamp(1_795_176_000_000)),
             },
             machine: None,
+            adoption: None,
             before: None,
         };
         let mut is_known = true;
@@ -295,6 +336,12 @@ pub(super) mod tests {
             });
             match key {
                 "unknown" => is_known = false,
+                "adoption" => {
+                    view.adoption = Some(match value {
+                        "asked" => Adoption::Asked,
+                        _ => Adoption::Refused("not one of ours".into()),
+                    })
+                }
                 "pxe" => view.site.pxe_enabled = value == "on",
                 "autonomy" => view.site.autonomy = value.parse().unwrap(),
                 "unknown_machines" => view.site.unknown_machines = value.parse().unwrap(),
@@ -302,9 +349,14 @@ pub(super) mod tests {
                     machine.home = match value {
                         "here" => Home::Here,
                         "nowhere" => Home::Nowhere,
-                        _ => Home::Elsewhere("paris".into()),
+                        _ => Home::Elsewhere("paris".into(), Claim { id: CLAIM, state: ClaimState::Open }),
                     }
                 }
+                "claim" => {
+                    let state = value.parse().unwrap();
+                    machine.home = Home::Elsewhere("paris".into(), Claim { id: CLAIM, state });
+                }
+                "pending_boot" => view.site.pending_boot = value.parse().unwrap(),
                 "state" => machine.state = value.parse().unwrap(),
                 "wanted" => machine.wanted = value.parse().unwrap(),
                 "task" => task.state = value.parse().unwrap(),
@@ -359,7 +411,7 @@ pub(super) mod tests {
         if let Answer::Hold { progress: Some((have, of)) } = decision.answer {
             text += &format!(", {have} of {of} bytes");
         }
-        let Record { adopt, booting, counted, local_disk, exhausted } = &decision.record;
+        let Record { adopt, booting, counted, local_disk, claims, exhausted } = &decision.record;
         if *adopt {
             text += ", adopt";
         }
@@ -371,6 +423,9 @@ pub(super) mod tests {
         }
         if *local_disk {
             text += ", sent to disk";
+        }
+        if *claims {
+            text += ", claim";
         }
         if let Some((_, attempt)) = exhausted {
             text += &format!(", fail attempt {attempt}");
@@ -388,7 +443,9 @@ pub(super) mod tests {
             let [known, answer, reason] = cells[..] else { panic!("three cells: {row}") };
             let decision = decide(&view(known));
             assert_eq!(written(&decision), answer, "{known}");
-            assert_eq!(decision.reason.as_str().replace(&TASK.to_string(), "T"), reason, "{known}");
+            let told =
+                decision.reason.as_str().replace(&TASK.to_string(), "T").replace(&CLAIM.to_string(), "C");
+            assert_eq!(told, reason, "{known}");
             count += 1;
         }
         assert!(count > 40, "{count} rows were read");

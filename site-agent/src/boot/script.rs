@@ -58,6 +58,7 @@ pub fn render(decision: &Decision, view: &View, server: Server, tries: u32, toke
         Answer::Hold { progress } => {
             hold_lines(&mut text, decision, view, server, tries, *progress);
         }
+        Answer::Refuse => refuse_lines(&mut text, decision, view, server, tries),
     }
     text
 }
@@ -118,14 +119,7 @@ fn hold_lines(
     progress: Option<(u64, u64)>,
 ) {
     let Patience { wait_s, tries: most } = server.patience;
-    let node = view.machine.as_ref().map_or(NodeId::of(view.mac), |machine| machine.node);
-    let name = if view.site.name.is_empty() { view.site.id.to_string() } else { view.site.name.clone() };
-    let as_of = view.site.data_as_of.map_or("never heard of central".into(), |at| format!("data as of {at}"));
-    let mut lines = vec![
-        format!("Holdfast site {name}, link {}, {as_of}", view.site.link),
-        format!("Machine {} code {}", view.mac, short_code(node)),
-        decision.reason.to_string(),
-    ];
+    let mut lines = head_lines(decision, view);
     if let Some((have, of)) = progress {
         lines.push(format!("{} of {} MB are here", have / 1_000_000, of.div_ceil(1_000_000)));
     }
@@ -134,16 +128,49 @@ fn hold_lines(
         true => format!("Going on to the local disk in {wait_s} s"),
         false => format!("Asking again in {wait_s} s, question {tries} of {most}, then the local disk"),
     });
-    text.push_str("echo\n");
-    for line in lines.iter().flat_map(|line| wrapped(&plain(line))) {
-        let _ = writeln!(text, "echo {line}");
-    }
+    show(text, &lines);
     let _ = writeln!(text, "sleep {wait_s} ||");
     if !is_last {
         let url = server.boot.script_url(view.mac);
         let _ = writeln!(text, "chain --replace --autofree {url}?try={} ||", tries + 1);
     }
     text.push_str(LOCAL_DISK);
+}
+
+/// How long a machine that is refused waits before it asks again, in seconds.
+const REFUSED_WAIT_S: u32 = 60;
+
+/// Asks again as long as somebody answers: the site does not boot the machine, but is not in its way when it is gone.
+fn refuse_lines(text: &mut String, decision: &Decision, view: &View, server: Server, tries: u32) {
+    let mut lines = head_lines(decision, view);
+    lines.push(
+        "This site does not boot it. Return it to its home site, or ask central to approve the claim".into(),
+    );
+    lines.push(format!("Asking again in {REFUSED_WAIT_S} s"));
+    show(text, &lines);
+    let _ = writeln!(text, "sleep {REFUSED_WAIT_S} ||");
+    let url = server.boot.script_url(view.mac);
+    let _ = writeln!(text, "chain --replace --autofree {url}?try={} ||", tries.saturating_add(1));
+    text.push_str(LOCAL_DISK);
+}
+
+/// Who speaks, of which machine, and why.
+fn head_lines(decision: &Decision, view: &View) -> Vec<String> {
+    let node = view.machine.as_ref().map_or(NodeId::of(view.mac), |machine| machine.node);
+    let name = if view.site.name.is_empty() { view.site.id.to_string() } else { view.site.name.clone() };
+    let as_of = view.site.data_as_of.map_or("never heard of central".into(), |at| format!("data as of {at}"));
+    vec![
+        format!("Holdfast site {name}, link {}, {as_of}", view.site.link),
+        format!("Machine {} code {}", view.mac, short_code(node)),
+        decision.reason.to_string(),
+    ]
+}
+
+fn show(text: &mut String, lines: &[String]) {
+    text.push_str("echo\n");
+    for line in lines.iter().flat_map(|line| wrapped(&plain(line))) {
+        let _ = writeln!(text, "echo {line}");
+    }
 }
 
 /// Takes everything out of a text that iPXE could take for more than text.

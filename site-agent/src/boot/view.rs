@@ -5,8 +5,8 @@
 use sync::{
     blob::Digest,
     document::site::UnknownMachines,
-    id::{MacAddr, NodeId, SiteId, TaskId},
-    policy::{Autonomy, LinkState, Liveness, NodeState, TaskState, Wanted},
+    id::{ClaimId, MacAddr, NodeId, SiteId, TaskId},
+    policy::{Autonomy, ClaimState, LinkState, Liveness, NodeState, PendingBoot, TaskState, Wanted},
     time::Timestamp,
 };
 
@@ -19,8 +19,19 @@ pub struct View {
     pub site: Site,
     /// The machine, if it is a node; what is left is unknown.
     pub machine: Option<Machine>,
+    /// How central was asked to adopt the machine, if it was.
+    pub adoption: Option<Adoption>,
     /// The answer before this one, if there was any.
     pub before: Option<Before>,
+}
+
+/// What became of the proposal to adopt a machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Adoption {
+    /// Central has not answered.
+    Asked,
+    /// Central did not adopt it, and why.
+    Refused(String),
 }
 
 /// The site, with the settings that it follows now.
@@ -36,6 +47,8 @@ pub struct Site {
     pub unknown_machines: UnknownMachines,
     /// Whether boot requests are answered at all.
     pub pxe_enabled: bool,
+    /// What a machine is given that is at home elsewhere, until its claim is decided.
+    pub pending_boot: PendingBoot,
     /// How the link to central is judged.
     pub link: LinkState,
     /// When central was last heard, by central's clock; never in the life of this replica: none.
@@ -66,8 +79,17 @@ pub enum Home {
     Here,
     /// To nobody yet: adopted here, and central has not heard of it.
     Nowhere,
-    /// To another site, by name where it is known and by id where not.
-    Elsewhere(String),
+    /// To another site, by name where it is known and by id where not; and this site's claim on it.
+    Elsewhere(String, Claim),
+}
+
+/// What this site has of the wish that a machine be at home here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Claim {
+    /// The claim; opened by the very first boot.
+    pub id: ClaimId,
+    /// Where it stands; open where nobody opened it yet.
+    pub state: ClaimState,
 }
 
 /// What is to be done with a machine.

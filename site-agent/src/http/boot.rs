@@ -14,10 +14,7 @@ use axum::{
     http::{HeaderValue, header},
     response::{IntoResponse, Response},
 };
-use store::{
-    StoreError, Tx,
-    command::{boot::Answered, report},
-};
+use store::{StoreError, Tx, command::report};
 use sync::{
     id::{MacAddr, ReportId, SiteId},
     policy::{LinkState, Reason, order::MAX_ATTEMPT_BOOTS},
@@ -34,6 +31,7 @@ use crate::{
     },
     error::chain,
     event_loop::entropy,
+    sight,
     token::machine_token,
 };
 
@@ -65,7 +63,7 @@ pub(super) async fn script(
     info!(%mac, answer = %decision.answer, reason = %decision.reason, tries, "boot script answered");
     let token = match &decision.answer {
         Answer::Workflow { task, attempt, .. } => machine_token(&agent.site_secret, *task, *attempt),
-        Answer::LocalDisk | Answer::Hold { .. } | Answer::Silent => String::new(),
+        Answer::LocalDisk | Answer::Hold { .. } | Answer::Refuse | Answer::Silent => String::new(),
     };
     let mut response = render(&decision, &view, agent.server, tries, &token).into_response();
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
@@ -74,14 +72,7 @@ pub(super) async fn script(
 
 /// Notes an answer, and takes it back where it rests on a change that could not be committed.
 async fn note(agent: &Arc<Agent>, decision: Decision, view: View) -> (Decision, View) {
-    let answered = Answered {
-        mac: view.mac,
-        answer: decision.answer.to_string(),
-        reason: decision.reason.to_string(),
-        adopt: decision.record.adopt,
-        booting: decision.record.booting,
-        local_disk: decision.record.local_disk,
-    };
+    let answered = sight::noted(view.mac, &decision);
     let (here, exhausted) = (agent.site, decision.record.exhausted);
     let given = agent.edge.given("boot");
     let report = ReportId(entropy());
@@ -122,7 +113,7 @@ fn own_disk(reason: &str) -> Decision {
 /// A view of nothing, for a script that needs none.
 fn blind(agent: &Agent, mac: MacAddr) -> View {
     let site = Site { link: agent.link.borrow().state, ..unknown_site(agent.site) };
-    View { mac, site, machine: None, before: None }
+    View { mac, site, machine: None, adoption: None, before: None }
 }
 
 fn unknown_site(id: SiteId) -> Site {
@@ -133,6 +124,7 @@ fn unknown_site(id: SiteId) -> Site {
         autonomy: default.autonomy,
         unknown_machines: default.unknown_machines,
         pxe_enabled: default.pxe_enabled,
+        pending_boot: default.pending_boot(),
         link: LinkState::Offline,
         data_as_of: None,
     }

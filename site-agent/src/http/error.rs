@@ -81,6 +81,28 @@ impl Problem {
         )
     }
 
+    pub(super) fn no_such_position(after: u64, newest: u64) -> Self {
+        Problem::new(
+            StatusCode::CONFLICT,
+            "refused",
+            "the journal does not reach so far",
+            format!(
+                "there is no entry {after} yet, the newest is {newest}: this database was restored or is another one"
+            ),
+            "begin without a position",
+        )
+    }
+
+    pub(super) fn too_many_readers(most: usize) -> Self {
+        Problem::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "too-many-readers",
+            "too many follow the journal",
+            format!("{most} readers follow it already, which is as many as may"),
+            "end one of them, or read `GET /api/v1/journal?after=` from time to time",
+        )
+    }
+
     pub(super) fn wrong_machine_token() -> Self {
         Problem::new(
             StatusCode::FORBIDDEN,

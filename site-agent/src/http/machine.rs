@@ -21,7 +21,6 @@ use store::command::report::{self, Answer, Registration, Report};
 use sync::{
     document::site::{Effective, UnknownMachines},
     id::{MacAddr, ReportId, TaskId},
-    policy::{Action, Verdict, autonomy},
 };
 
 use super::{
@@ -107,12 +106,9 @@ pub(super) async fn register(
     let here = agent.site;
     let answer = agent.submit("machine", move |tx| {
         let settings = tx.view().site(here)?.map(|row| row.effective);
-        let (level, unknown) = match &settings {
-            Some(settings) => (settings.autonomy, settings.unknown_machines),
-            None => (Effective::default().autonomy, Effective::default().unknown_machines),
-        };
-        let adopt =
-            unknown == UnknownMachines::Adopt && autonomy::permits(level, Action::Adopt) == Verdict::Allow;
+        let unknown =
+            settings.map_or_else(|| Effective::default().unknown_machines, |it| it.unknown_machines);
+        let adopt = unknown == UnknownMachines::Adopt;
         report::register(tx, report, mac, adopt, &registration)
     });
     Ok(respond(answer.await?))

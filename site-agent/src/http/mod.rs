@@ -1,7 +1,7 @@
 //! HTTP at the site: plain, on one port, for machines and for operators.
 //!
 //! `boot` answers iPXE, `content` serves loaders and blobs, `machine` takes what machines report, `operator`
-//! shows the replica to who has the token. `error` is how everything that goes wrong is said. Nothing
+//! shows the replica to who has the token, `events` lets him read along, `ask` takes what he wants done. `error` is how everything that goes wrong is said. Nothing
 //! here decides: boot answers come from `boot::decide`, changes from the store's commands.
 //!
 //! Bodies are read as bytes and parsed here, because machines send JSON under any content type.
@@ -11,6 +11,8 @@ mod boot;
 mod content;
 mod machine;
 mod operator;
+mod events;
+mod ask;
 
 #[cfg(test)]
 mod tests;
@@ -26,9 +28,10 @@ use axum::{
 };
 use serde_json::json;
 use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use self::error::Problem;
+use self::{error::Problem, events::Readers};
 use crate::agent::Agent;
 
 /// Longest body of a request, in bytes.
@@ -49,10 +52,17 @@ pub async fn serve(
             debug!(%error, "no TCP_NODELAY");
         }
     });
-    axum::serve(listener, router(agent)).with_graceful_shutdown(end).await
+    // Who reads along is told to go; otherwise the end would wait for him.
+    let stopping = CancellationToken::new();
+    let readers = Readers::of(&agent.store, stopping.clone());
+    let end = async move {
+        end.await;
+        stopping.cancel();
+    };
+    axum::serve(listener, router(agent, readers)).with_graceful_shutdown(end).await
 }
 
-fn router(agent: Arc<Agent>) -> Router {
+fn router(agent: Arc<Agent>, readers: Readers) -> Router {
     let machines = Router::new()
         .route("/boot/{mac}", get(boot::script))
         .route("/blobs/{digest}", get(content::blob))
@@ -60,7 +70,7 @@ fn router(agent: Arc<Agent>) -> Router {
         .route("/api/v1/nodes/register", post(machine::register))
         .route("/api/v1/nodes/{id}/event", post(machine::event))
         .route("/health", get(health));
-    let operators = operator::routes(&agent);
+    let operators = operator::routes(&agent, readers);
     machines
         .merge(operators)
         .fallback(async || Problem::no_such_path())

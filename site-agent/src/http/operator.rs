@@ -1,7 +1,7 @@
 //! What operators read: this site's replica in the shapes that central has too, and how the agent is doing.
 //!
-//! One bearer token for all of it. What people decide, they decide at central in this version; only that
-//! orders are followed again after a restore can be confirmed here.
+//! One bearer token for all of it. What people decide goes through `ask`; that orders are followed again after a restore is
+//! confirmed here.
 
 use std::sync::Arc;
 
@@ -14,47 +14,64 @@ use axum::{
     http::{HeaderMap, header},
     middleware::{self, Next},
     response::Response,
-    routing::{get, post},
+    routing::{get, patch, post, put},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use store::{
     StoreError,
     view::{
-        JournalFilter, NodeFilter, NodeRow, ProposalFilter, QuarantineFilter, SiteRow, TaskFilter, TaskRow,
-        View,
+        ClaimFilter, ConflictFilter, JournalFilter, NodeFilter, NodeRow, ProposalFilter, QuarantineFilter,
+        SiteRow, TaskFilter, TaskRow, View,
     },
 };
 use sync::{
-    id::{MacAddr, NodeId, ParseIdError, ProposalId, SiteId, TaskId, WorkflowId},
+    id::{ClaimId, MacAddr, NodeId, ParseIdError, ProposalId, SiteId, TaskId, WorkflowId},
     policy::TaskState,
 };
 
-use super::error::Problem;
+use super::{
+    ask,
+    error::Problem,
+    events::{self, Readers},
+};
 use crate::{agent::Agent, status, token::is_same_secret};
 
 /// Who the journal names for what comes in with the operators' token.
-const OPERATOR: &str = "admin";
+pub(super) const OPERATOR: &str = "admin";
 
 /// Items of a list unless somebody says otherwise, and at most.
 const LIMIT: (u64, u64) = (100, 1_000);
 
-pub(super) fn routes(agent: &Arc<Agent>) -> Router<Arc<Agent>> {
+pub(super) fn routes(agent: &Arc<Agent>, readers: Readers) -> Router<Arc<Agent>> {
+    let events =
+        Router::new().route("/api/v1/events", get(events::follow)).with_state((Arc::clone(agent), readers));
     Router::new()
+        .merge(events)
         .route("/api/v1/sites", get(sites))
         .route("/api/v1/sites/{id}", get(site))
-        .route("/api/v1/nodes", get(nodes))
-        .route("/api/v1/nodes/{id}", get(node))
-        .route("/api/v1/tasks", get(tasks))
-        .route("/api/v1/tasks/{id}", get(task))
+        .route("/api/v1/nodes", get(nodes).post(ask::adopt))
+        .route("/api/v1/nodes/{id}", get(node).patch(ask::edit))
+        .route("/api/v1/tasks", get(tasks).post(ask::order))
+        .route("/api/v1/tasks/{id}", get(task).delete(ask::cancel))
+        .route("/api/v1/tasks/{id}/approve", put(ask::approve))
+        .route("/api/v1/tasks/{id}/reject", put(ask::reject))
+        .route("/api/v1/tasks/{id}/cancel", put(ask::cancel))
+        .route("/api/v1/tasks/{id}/retry", put(ask::retry))
+        .route("/api/v1/tasks/{id}/abort", put(ask::abort))
         .route("/api/v1/workflows", get(workflows))
         .route("/api/v1/workflows/{id}", get(workflow))
         .route("/api/v1/journal", get(journal))
         .route("/api/v1/proposals", get(proposals))
         .route("/api/v1/proposals/{id}", get(proposal))
+        .route("/api/v1/migrations", get(migrations))
+        .route("/api/v1/migrations/{id}", get(migration))
+        .route("/api/v1/migrations/{id}/consent", post(ask::consent))
         .route("/api/v1/quarantine", get(quarantine))
+        .route("/api/v1/sync/conflicts", get(conflicts))
         .route("/api/v1/agent/status", get(agent_status))
         .route("/api/v1/agent/resume", post(resume))
+        .route("/api/v1/agent/settings", patch(ask::set))
         .route_layer(middleware::from_fn_with_state(Arc::clone(agent), only_operators))
 }
 
@@ -96,7 +113,7 @@ struct Paged {
     state: Option<TaskState>,
 }
 
-type Asked<T> = Result<Query<T>, QueryRejection>;
+pub(super) type Asked<T> = Result<Query<T>, QueryRejection>;
 type Id = Result<Path<String>, PathRejection>;
 
 impl Paged {
@@ -141,7 +158,7 @@ fn page<T: Serialize>(
     Json(json!({ "items": items, "total": total, "next": next }))
 }
 
-fn given(id: Id) -> Result<String, Problem> {
+pub(super) fn given(id: Id) -> Result<String, Problem> {
     let Path(id) = id.map_err(|rejection| Problem::bad_request(rejection.body_text()))?;
     Ok(id)
 }
@@ -172,7 +189,7 @@ async fn site(State(agent): State<Arc<Agent>>, id: Id) -> Result<Json<Value>, Pr
     Ok(Json(found.await?))
 }
 
-fn find_site(view: &View<'_>, text: &str) -> Result<SiteRow, StoreError> {
+pub(super) fn find_site(view: &View<'_>, text: &str) -> Result<SiteRow, StoreError> {
     let found = match text.parse::<SiteId>() {
         Ok(id) => view.site(id)?,
         Err(_) => view.site_by_name(text)?,
@@ -180,7 +197,7 @@ fn find_site(view: &View<'_>, text: &str) -> Result<SiteRow, StoreError> {
     found.ok_or_else(|| StoreError::Unknown(format!("site {}", text.chars().take(64).collect::<String>())))
 }
 
-fn site_object(view: &View<'_>, row: &SiteRow) -> Result<Value, StoreError> {
+pub(super) fn site_object(view: &View<'_>, row: &SiteRow) -> Result<Value, StoreError> {
     let mut object = serde_json::to_value(row)?;
     object["nodes"] = view.count_nodes(Some(row.id))?.into();
     Ok(object)
@@ -204,7 +221,7 @@ async fn node(State(agent): State<Arc<Agent>>, id: Id) -> Result<Json<Value>, Pr
     Ok(Json(agent.read(move |_, view| node_object(view, &find_node(view, &id)?)).await?))
 }
 
-fn node_object(view: &View<'_>, row: &NodeRow) -> Result<Value, StoreError> {
+pub(super) fn node_object(view: &View<'_>, row: &NodeRow) -> Result<Value, StoreError> {
     let mut object = serde_json::to_value(row)?;
     object["phase"] = view.phase(row)?.as_str().into();
     Ok(object)
@@ -236,7 +253,7 @@ async fn task(State(agent): State<Arc<Agent>>, id: Id) -> Result<Json<Value>, Pr
     Ok(Json(found.await?))
 }
 
-fn task_object(view: &View<'_>, row: &TaskRow) -> Result<Value, StoreError> {
+pub(super) fn task_object(view: &View<'_>, row: &TaskRow) -> Result<Value, StoreError> {
     let mut object = serde_json::to_value(row)?;
     object["progress"] = serde_json::to_value(view.progress(row.id)?)?;
     Ok(object)
@@ -305,6 +322,31 @@ async fn proposal(State(agent): State<Arc<Agent>>, id: Id) -> Result<Json<Value>
     Ok(Json(found.await?))
 }
 
+/// Claims that this site is a side of.
+async fn migrations(State(agent): State<Arc<Agent>>, asked: Asked<Paged>) -> Result<Json<Value>, Problem> {
+    let paged = Paged::of(asked, &[])?;
+    let (limit, after) = (paged.limit(), paged.after::<ClaimId>()?);
+    let found = agent.read(move |_, view| {
+        let total = view.claims(&ClaimFilter::default())?.len() as u64;
+        Ok((view.claims(&ClaimFilter { after, limit: limit + 1, ..Default::default() })?, total))
+    });
+    let (rows, total) = found.await?;
+    Ok(page(rows, limit, total, |row| row.id.to_string()))
+}
+
+async fn migration(State(agent): State<Arc<Agent>>, id: Id) -> Result<Json<Value>, Problem> {
+    let id = claim_id(id)?;
+    let found = agent.read(move |_, view| {
+        let row = view.claim(id)?.ok_or_else(|| StoreError::Unknown(format!("claim {id}")))?;
+        Ok(serde_json::to_value(row)?)
+    });
+    Ok(Json(found.await?))
+}
+
+pub(super) fn claim_id(id: Id) -> Result<ClaimId, Problem> {
+    given(id)?.parse().map_err(|error: ParseIdError| Problem::bad_request(error.to_string()))
+}
+
 /// What central sent that was not taken here.
 async fn quarantine(State(agent): State<Arc<Agent>>, asked: Asked<Paged>) -> Result<Json<Value>, Problem> {
     let paged = Paged::of(asked, &[])?;
@@ -319,6 +361,24 @@ async fn quarantine(State(agent): State<Arc<Agent>>, asked: Asked<Paged>) -> Res
     });
     let (rows, total) = found.await?;
     Ok(page(rows, limit, total, |row| row.item.to_string()))
+}
+
+/// What central and this site disagree about, until it is settled; how that ended is in the journal.
+async fn conflicts(State(agent): State<Arc<Agent>>, asked: Asked<Paged>) -> Result<Json<Value>, Problem> {
+    let paged = Paged::of(asked, &[])?;
+    let after = match &paged.after {
+        Some(text) => {
+            text.parse().map_err(|_| Problem::bad_request("`after` is the number of a conflict"))?
+        }
+        None => 0,
+    };
+    let limit = paged.limit();
+    let found = agent.read(move |_, view| {
+        let total = view.count_conflicts(None)?;
+        Ok((view.conflicts(&ConflictFilter { after, limit: limit + 1, ..Default::default() })?, total))
+    });
+    let (rows, total) = found.await?;
+    Ok(page(rows, limit, total, |row| row.conflict.to_string()))
 }
 
 /// A person confirms that orders are followed again.

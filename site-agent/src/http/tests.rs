@@ -26,6 +26,8 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
+mod events;
+
 use super::serve;
 use crate::{
     agent::Agent,
@@ -302,13 +304,22 @@ async fn p5_an_unknown_machine_is_adopted_only_where_settings_and_autonomy_say_s
     let adopt = Some(UnknownMachines::Adopt);
     let readonly = Some(Autonomy::ReadOnly);
     world.set(site::SettingsEdit { unknown_machines: adopt, autonomy: readonly, ..Default::default() });
-    assert_eq!(ask().await, (404, false), "readonly");
-    world.set(site::SettingsEdit { autonomy: Some(Autonomy::Limited), ..Default::default() });
+    assert_eq!(ask().await, (202, false), "readonly");
+    let script = world.boot().await;
+    assert!(script.contains("central is asked to adopt it"), "{script}");
+    let asked = world.operator("/api/v1/proposals").await.json();
+    assert_eq!((&asked["total"], &asked["items"][0]["action"]), (&json!(1), &json!("adopt_machine")));
+    world.replicate();
+    assert!(known(), "central has answered");
+
+    let world = World::new().await;
+    let known = || world.agent.store.read(|view| view.node_by_mac(MAC)).unwrap().is_some();
+    world.set(site::SettingsEdit { unknown_machines: adopt, ..Default::default() });
     let script = world.boot().await;
     assert!(script.contains("is adopted by this site"), "{script}");
     assert!(known());
     assert!(world.boot().await.contains("# local disk: nothing is ordered"));
-    assert_eq!(ask().await, (200, true));
+    assert_eq!(world.send("POST", "/api/v1/nodes/register", "", &register).await.status, 200);
     world.replicate();
     let node = world.central.read(|view| view.node_by_mac(MAC)).unwrap().unwrap();
     assert_eq!(node.home, Some(world.site()), "central gave it its home");
@@ -529,4 +540,87 @@ async fn p4_operators_read_the_replica_with_their_token_alone() {
     assert_eq!(entries.len(), world.journal().len());
     let status = world.operator("/api/v1/agent/status").await.json();
     assert_eq!((&status["link"]["state"], &status["tasks"]), (&json!("offline"), &json!({ "pending": 1 })));
+}
+
+/// Sends what somebody with the operators' token asks for.
+async fn asked(world: &World, method: &str, path: &str, body: &str) -> Reply {
+    world.send(method, &format!("/api/v1/{path}"), &format!("Authorization: Bearer {ADMIN}\r\n"), body).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p5_p4_what_people_ask_for_is_done_or_waits_for_central_and_its_end_is_shown() {
+    let world = World::new().await;
+    let task = world.order();
+    let told =
+        |reply: &Reply| format!("{} {}", reply.status, reply.json()["why"].as_str().unwrap_or_default());
+    // A limited site names its machines, and asks for everything else.
+    let named = asked(&world, "PATCH", "nodes/52:54:00:00:00:01", r#"{"hostname": "till-1"}"#).await;
+    assert_eq!((named.status, &named.json()["hostname"]), (200, &json!("till-1")));
+    let wish = r#"{"wanted": "reprovision", "why": "new till"}"#;
+    let waits = asked(&world, "PATCH", "nodes/52:54:00:00:00:01", wish).await;
+    assert_eq!((waits.status, &waits.json()["action"]), (202, &json!("edit_node")));
+    let place = waits.headers["location"].clone();
+    assert_eq!(world.operator(&place).await.json()["state"], "open");
+    let adopted = asked(&world, "POST", "nodes", r#"{"mac": "52:54:00:00:00:77"}"#).await;
+    assert_eq!(adopted.status, 201, "{}", adopted.text());
+    let switched = asked(&world, "PATCH", "agent/settings", r#"{"pxe_enabled": false}"#).await;
+    assert_eq!((switched.status, &switched.json()["action"]), (202, &json!("switch_pxe")));
+    let status = world.operator("/api/v1/agent/status").await.json();
+    assert_eq!(status["proposals"]["open"], 2);
+    assert_eq!((&status["orders"][0]["task"], &status["orders"][0]["worth"]), (&json!(task), &json!("live")));
+
+    world.replicate();
+    let ended = world.operator(&place).await.json();
+    assert_eq!(
+        (&ended["state"], &ended["outcome"]["reason"]),
+        (&json!("applied"), &json!("done by central"))
+    );
+    let node = world.operator("/api/v1/nodes/52:54:00:00:00:01").await.json();
+    assert_eq!(node["wanted"], "reprovision");
+    let status = world.operator("/api/v1/agent/status").await.json();
+    assert_eq!((&status["pxe_enabled"], &status["proposals"]["open"]), (&json!(false), &json!(0)));
+    assert_eq!(status["proposals"]["ended"].as_array().unwrap().len(), 2);
+
+    // A full site decides for itself.
+    let full = site::SettingsEdit { autonomy: Some(Autonomy::Full), ..site::SettingsEdit::default() };
+    world.set(full);
+    let switched = asked(&world, "PATCH", "agent/settings", r#"{"pxe_enabled": true}"#).await;
+    assert_eq!((switched.status, &switched.json()["local_pxe_enabled"]), (200, &json!(true)));
+    let status = world.operator("/api/v1/agent/status").await.json();
+    assert_eq!((&status["pxe_enabled"], &status["pxe_decided_here"]), (&json!(true), &json!(true)));
+
+    // What cannot be is said at once, whoever would do it.
+    let id = task.to_string();
+    let mut said = String::new();
+    for (method, path, body) in [
+        ("PUT", format!("tasks/{id}/approve"), ""),
+        ("PUT", format!("tasks/{id}/retry"), r#"{"why": "once more"}"#),
+        ("PUT", format!("tasks/{id}/abort"), ""),
+        ("PUT", format!("tasks/{}/abort", "0".repeat(32)), ""),
+        ("POST", "nodes".into(), r#"{"mac": "52:54:00:00:00:01"}"#),
+        ("POST", "tasks".into(), r#"{"node": "52:54:00:00:00:99", "workflow": "debian"}"#),
+        ("POST", "tasks".into(), r#"{"node": "52:54:00:00:00:01", "workflow": "windows"}"#),
+        ("PATCH", "agent/settings".into(), "{}"),
+        ("PATCH", "nodes/52:54:00:00:00:01".into(), r#"{"colour": "red"}"#),
+    ] {
+        said += &format!("{}\n", told(&asked(&world, method, &path, body).await));
+    }
+    let said = said.replace(&id, "TASK").replace(&NodeId::of(MAC).to_string(), "NODE");
+    let stranger = NodeId::of(MacAddr([0x52, 0x54, 0, 0, 0, 0x99])).to_string();
+    expect![[r#"
+        409 task TASK is pending, so there is nothing to approve or reject
+        409 task TASK is pending, and only a failed one is tried again
+        409 no attempt of task TASK is past its first write; cancel it instead
+        404 task 00000000000000000000000000000000 is not known here
+        409 52:54:00:00:00:01 is known already: node NODE
+        404 node STRANGER is not known here
+        404 workflow windows is not known here
+        400 missing field `pxe_enabled` at line 1 column 2
+        400 unknown field `colour`, expected one of `hostname`, `address`, `notes`, `tags`, `wanted`, `workflow`, `group`, `why` at line 1 column 9
+    "#]].assert_eq(&said.replace(&stranger, "STRANGER"));
+    let withdrawn = asked(&world, "DELETE", &format!("tasks/{id}"), "").await;
+    assert_eq!((withdrawn.status, &withdrawn.json()["state"]), (200, &json!("cancelled")));
+    for (method, path) in [("POST", "tasks"), ("PATCH", "agent/settings")] {
+        assert_eq!(world.send(method, &format!("/api/v1/{path}"), "", "{}").await.status, 401);
+    }
 }

@@ -8,7 +8,7 @@ use sync::{
     policy::{Action, NodeState, TaskState, Verdict},
 };
 
-use super::{home_elsewhere, node::settle_home, task, verdict};
+use super::{ask, claim, home_elsewhere, node::settle_home, task, verdict};
 use crate::{StoreError, Tx, log::signed};
 
 /// Unknown machines that are remembered at most. One noisy host that makes up addresses fills neither
@@ -28,12 +28,14 @@ pub struct Answered {
     pub answer: String,
     /// Why.
     pub reason: String,
-    /// The machine becomes a node of this site.
+    /// The machine becomes a node of this site, or central is asked to make it one.
     pub adopt: bool,
     /// The boot script of this task was given.
     pub booting: Option<TaskId>,
     /// The machine was sent to its own disk.
     pub local_disk: bool,
+    /// The machine is at home elsewhere, and this site claims it.
+    pub claims: bool,
 }
 
 /// Notes an answer. The same answer again is counted and not journalled.
@@ -42,12 +44,9 @@ pub struct Answered {
 pub fn answered(tx: &mut Tx<'_>, it: &Answered) -> Result<Option<NodeId>, StoreError> {
     let mut known = tx.view().node_by_mac(it.mac)?;
     // The settings may have changed since the answer was decided.
-    if known.is_none()
-        && it.adopt
-        && verdict(tx, Action::Adopt)? == Verdict::Allow
-        && unregistered(tx)? < MAX_UNREGISTERED
-    {
-        adopt(tx, it.mac)?;
+    let may_adopt = verdict(tx, Action::Adopt)?;
+    if known.is_none() && it.adopt && may_adopt == Verdict::Allow && unregistered(tx)? < MAX_UNREGISTERED {
+        adopt(tx, it.mac, "seen booting")?;
         known = tx.view().node_by_mac(it.mac)?;
     }
     let before = tx.view().boot(it.mac)?;
@@ -74,8 +73,18 @@ pub fn answered(tx: &mut Tx<'_>, it: &Answered) -> Result<Option<NodeId>, StoreE
     if !repeated {
         let event = Event::BootAnswered { mac: it.mac, answer: it.answer.clone(), reason: it.reason.clone() };
         tx.journal(event)?;
+        if let Verdict::Queue(reason) = may_adopt
+            && it.adopt
+            && known.is_none()
+        {
+            ask::ask_to_adopt(tx, it.mac, &reason)?;
+        }
+    }
+    if it.claims {
+        claim::boots(tx, it.mac)?;
     }
     let Some(node) = known else { return Ok(None) };
+    claim::boots_at_home(tx, &node)?;
     if let Some(id) = it.booting
         && let Some(row) = tx.view().task(id)?
         && let TaskState::Ready | TaskState::Approved = row.state
@@ -108,24 +117,24 @@ fn unregistered(tx: &Tx<'_>) -> Result<i64, StoreError> {
 }
 
 /// Makes an unknown machine a node. Central gives it this site as its home when it hears of it.
-pub(crate) fn adopt(tx: &mut Tx<'_>, mac: MacAddr) -> Result<NodeId, StoreError> {
+pub(crate) fn adopt(tx: &mut Tx<'_>, mac: MacAddr, cause: &str) -> Result<NodeId, StoreError> {
     let id = NodeId::of(mac);
     let first_seen = tx.now();
     let origin = tx.origin();
     let state = State {
         state: NodeState::Discovered,
-        cause: "seen booting".into(),
+        cause: cause.into(),
         task: None,
         attempt: None,
         error: None,
         install_nonce: None,
     };
     tx.write(node::KIND, id.into(), |edit| {
-        edit.set(&node::mac(mac), &Evidence { value: mac.to_string() }, "seen booting");
+        edit.set(&node::mac(mac), &Evidence { value: mac.to_string() }, cause);
         if let Origin::Site(site) = origin {
-            edit.set(&node::observed(site), &Observed { first_seen, asked_again: None }, "seen booting");
+            edit.set(&node::observed(site), &Observed { first_seen, asked_again: None }, cause);
         }
-        edit.set(&node::state(), &state, "seen booting");
+        edit.set(&node::state(), &state, cause);
     })?;
     tx.journal(Event::NodeDiscovered { node: id, mac })?;
     settle_home(tx, id)?;

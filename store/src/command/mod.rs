@@ -1,7 +1,8 @@
 //! What people and machines ask for: read, ask policy, change, all in one transaction.
 //!
-//! `settings`, `site`, `group`, `enrolment`, `certificate`, `workflow`, `node` and `task` are what people do; `boot` and `report` what machines do; `content`
-//! is what a site fetched; `quarantine` and `proposal` are what people decide of what a site was refused. Each command writes the documents and the journal entry together. Whether the
+//! `settings`, `site`, `group`, `enrolment`, `certificate`, `workflow`, `node`, `task`, `claim` and `fence` are what people do; `boot` and `report` what machines do; `content`
+//! is what a site fetched; `quarantine` and `proposal` are what people decide of what a site was refused, `conflict` of what writers disagree about, `twin` of machines that may be one. `ask` is the door of
+//! what people may ask for at a site too: it is done, or becomes a proposal (`paper`) that central answers (`answer`). Each command writes the documents and the journal entry together. Whether the
 //! caller may ask at all is decided before, at the door through which it came; whether this *site* may do
 //! it is asked here, in the transaction, because central will ask the same of what the site then delivers.
 
@@ -19,6 +20,13 @@ pub mod boot;
 pub mod report;
 pub mod quarantine;
 pub mod proposal;
+pub mod conflict;
+pub mod twin;
+pub mod ask;
+mod paper;
+pub(crate) mod answer;
+pub mod claim;
+pub mod fence;
 
 use sync::{
     document::Kind,
@@ -54,7 +62,8 @@ fn verdict(tx: &Tx<'_>, action: Action) -> Result<Verdict, StoreError> {
     Ok(autonomy::permits(autonomy, action))
 }
 
-/// Refuses with the reason what this replica may not do by itself.
+/// Refuses with the reason what this replica may not do by itself. Doors of people go through [`ask`], which queues
+/// it instead.
 fn demand(tx: &Tx<'_>, action: Action) -> Result<(), StoreError> {
     match verdict(tx, action)? {
         Verdict::Allow => Ok(()),
@@ -75,7 +84,12 @@ pub(crate) fn gives_orders(tx: &Tx<'_>) -> Result<(), StoreError> {
 /// written there.
 fn home_elsewhere(tx: &Tx<'_>, node: NodeId) -> Result<Option<SiteId>, StoreError> {
     let Origin::Site(here) = tx.origin() else { return Ok(None) };
-    Ok(tx.view().node(node)?.and_then(|row| row.home).filter(|home| *home != here))
+    let Some(row) = tx.view().node(node)? else { return Ok(None) };
+    // One that this site took for its own is its own until it hears otherwise in the document.
+    if row.home.is_none() {
+        return Ok(None);
+    }
+    Ok(tx.view().elsewhere(node, Some(&row), here)?.map(|away| away.home))
 }
 
 pub(crate) fn register_set(

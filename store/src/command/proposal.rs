@@ -1,8 +1,8 @@
 //! Proposals: what a site may not do itself and asks for, and how central ends it.
 //!
-//! A site makes a proposal of each change of people that central refused as not the site's to write. Central
-//! applies or refuses it, once; what was refused takes with it what rests on it. Proposals that a site makes
-//! before it writes, as its settings demand, will come in by the same door.
+//! A site makes a proposal of each change of people that central refused as not the site's to write. A person at
+//! central applies or refuses it, once; what was refused takes with it what rests on it. Proposals that a site makes
+//! before it writes, as its settings demand (`ask`), central answers by itself (`answer`), unless a person does before.
 
 use std::collections::BTreeSet;
 
@@ -14,10 +14,11 @@ use sync::{
     id::{DocumentId, Origin, ProposalId},
     ingress::Write,
     journal::Stream,
+    policy::Reason,
     time::Hlc,
 };
 
-use super::{check_text, refused, register_set, unknown};
+use super::{answer, check_text, refused, register_set, unknown};
 use crate::{
     StoreError, Tx,
     intent::{Intent, is_intent},
@@ -96,6 +97,9 @@ fn under(
 /// does not do for anybody.
 pub fn apply(tx: &mut Tx<'_>, id: ProposalId, why: &str) -> Result<ProposalRow, StoreError> {
     let row = open_one(tx, id, why)?;
+    if let Some(why) = tx.view().suspended()?.filter(|_| row.action != proposal::WRITE) {
+        return Err(StoreError::Recovering(Reason::new(why)));
+    }
     if let Some(before) = row.rests_on {
         match tx.view().proposal(before)?.map(|row| row.state) {
             Some(ProposalState::Applied) => {}
@@ -106,14 +110,17 @@ pub fn apply(tx: &mut Tx<'_>, id: ProposalId, why: &str) -> Result<ProposalRow, 
             }
         }
     }
+    if row.action != proposal::WRITE {
+        let made = answer::carry_out(tx, &row)?;
+        let ended = end(tx, &row, true, &format!("{why}: {made}"))?;
+        answer::due(tx, row.site)?;
+        return Ok(ended);
+    }
     let (Some(kind), Some(about)) =
         (row.kind.as_deref().and_then(|it| it.parse::<Kind>().ok()), row.document)
     else {
         return refused("it is about no document that is known to this program");
     };
-    if row.action != proposal::WRITE {
-        return refused(format!("the action `{}` is not known to this program", row.action));
-    }
     let arguments = tx.with_document(proposal::KIND, id.into(), arguments)?.unwrap_or_default();
     let mut intents = Vec::new();
     for (path, fields) in arguments {
@@ -126,7 +133,9 @@ pub fn apply(tx: &mut Tx<'_>, id: ProposalId, why: &str) -> Result<ProposalRow, 
     let said = if row.why.is_empty() { String::new() } else { format!("{}; ", row.why) };
     let reason = format!("{said}proposed at {name}, applied by {}: {why}", tx.by());
     tx.write_intents(row.site, (kind, about), &intents, &row.by, &reason)?;
-    end(tx, &row, true, why)
+    let ended = end(tx, &row, true, why)?;
+    answer::due(tx, row.site)?;
+    Ok(ended)
 }
 
 /// At central: does not do what a site proposed, nor what rests on it.
@@ -179,7 +188,12 @@ fn open_one(tx: &Tx<'_>, id: ProposalId, why: &str) -> Result<ProposalRow, Store
     }
 }
 
-fn end(tx: &mut Tx<'_>, row: &ProposalRow, applied: bool, why: &str) -> Result<ProposalRow, StoreError> {
+pub(super) fn end(
+    tx: &mut Tx<'_>,
+    row: &ProposalRow,
+    applied: bool,
+    why: &str,
+) -> Result<ProposalRow, StoreError> {
     let outcome = Outcome { applied, reason: why.to_string() };
     tx.write(proposal::KIND, row.id.into(), |edit| {
         edit.set(&proposal::outcome(), &outcome, why);

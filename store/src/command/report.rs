@@ -13,7 +13,7 @@ use sync::{
         node::{self, Evidence, Hardware, State},
         task::{self as task_document, Consumed, Outcome},
     },
-    id::{MacAddr, NodeId, ReportId, SiteId, TaskId},
+    id::{ClaimId, MacAddr, NodeId, ReportId, SiteId, TaskId},
     journal::Event,
     policy::{
         Action, Liveness, NodeState, Reason, TaskState, Verdict, lifecycle,
@@ -22,11 +22,11 @@ use sync::{
     },
 };
 
-use super::{boot, home_elsewhere, refused, task, unknown, verdict};
+use super::{ask, boot, claim, home_elsewhere, task, unknown, verdict};
 use crate::{
     StoreError, Tx,
     log::signed,
-    view::{NodeRow, TaskRow},
+    view::{Away, NodeRow, ProgressRow, ProposalState, TaskRow},
 };
 
 /// What a machine is answered: an HTTP status and a JSON body.
@@ -51,6 +51,15 @@ pub struct Registration {
     pub disks: BTreeMap<String, u64>,
     /// MAC address by interface name.
     pub nics: BTreeMap<String, String>,
+}
+
+impl Registration {
+    /// A piece of evidence, unless it is what no firmware says of hardware.
+    pub(super) fn known(&self, name: &str) -> Option<String> {
+        let value = self.evidence.get(name)?.trim();
+        let is_evidence = value.len() <= 256 && !PLACEHOLDERS.contains(&value.to_lowercase().as_str());
+        is_evidence.then(|| value.to_string())
+    }
 }
 
 /// What a machine reports of an attempt.
@@ -118,20 +127,22 @@ pub fn register(
     if let Some(answer) = answered_before(tx, report)? {
         return Ok(answer);
     }
+    let here = tx.origin().site();
+    if let Some(here) = here
+        && let Some(away) = tx.view().away(mac, here)?
+        && tx.view().open_task(away.node, Some(here))?.is_none()
+    {
+        return visits(tx, report, mac, &away, it);
+    }
     if tx.view().node_by_mac(mac)?.is_none() {
-        if !adopt || verdict(tx, Action::Adopt)? != Verdict::Allow {
-            return Err(unknown("machine", mac));
-        }
-        // Central told where it is at home, and takes no word about it from elsewhere.
-        let home = tx.view().directory(NodeId::of(mac))?.and_then(|row| row.stub.home);
-        if let Some(home) = home.filter(|home| Some(*home) != tx.origin().site()) {
-            return refused(format!("machine {mac} is at home at site {home}, and registers there"));
-        }
-        boot::adopt(tx, mac)?;
+        match verdict(tx, Action::Adopt)? {
+            Verdict::Allow if adopt => boot::adopt(tx, mac, "seen booting")?,
+            Verdict::Queue(reason) if adopt => return ask_to_adopt(tx, mac, &reason),
+            Verdict::Allow | Verdict::Queue(_) | Verdict::Refuse(_) => return Err(unknown("machine", mac)),
+        };
     }
     let node = tx.view().node_by_mac(mac)?.ok_or_else(|| unknown("machine", mac))?;
     write_evidence(tx, &node, it)?;
-    let here = tx.origin().site();
     let open = tx.view().open_task(node.id, here)?;
     received(tx, report, node.id, open.as_ref(), "register", String::new())?;
     if let Some(row) = &open
@@ -154,16 +165,46 @@ pub fn register(
     Ok(answer)
 }
 
+/// An unknown machine waits until central has adopted it.
+fn ask_to_adopt(tx: &mut Tx<'_>, mac: MacAddr, reason: &Reason) -> Result<Answer, StoreError> {
+    ask::ask_to_adopt(tx, mac, reason)?;
+    let asked = tx.view().adoption(NodeId::of(mac))?;
+    if asked.is_none_or(|row| row.state != ProposalState::Open) {
+        return Err(unknown("machine", mac));
+    }
+    let why = "central is asked to adopt the machine";
+    Ok(Answer { status: WAIT, body: json!({ "answer": "wait", "why": why }) })
+}
+
+/// A machine that is at home elsewhere is claimed, with what it says of itself, and has nothing to do here.
+fn visits(
+    tx: &mut Tx<'_>,
+    report: ReportId,
+    mac: MacAddr,
+    away: &Away,
+    it: &Registration,
+) -> Result<Answer, StoreError> {
+    let Away { node, home, home_epoch, .. } = *away;
+    claim::boots(tx, mac)?;
+    let here = tx.origin().site().unwrap_or(home);
+    let id = ClaimId::of(node, here, home_epoch);
+    claim::tells(tx, id, it)?;
+    received(tx, report, node, None, "register", String::new())?;
+    let state = tx.view().node(node)?.map_or(NodeState::Discovered, |row| row.state);
+    let claim = tx.view().claim(id)?.map(|row| json!({ "id": id, "state": row.state, "home": home }));
+    let answer =
+        Answer { status: 200, body: json!({ "node": node, "state": state, "task": null, "claim": claim }) };
+    remember(tx, report, node, &answer)?;
+    Ok(answer)
+}
+
 fn write_evidence(tx: &mut Tx<'_>, node: &NodeRow, it: &Registration) -> Result<(), StoreError> {
     let mut fresh: Vec<(&'static str, String)> = Vec::new();
     for name in node::EVIDENCE {
-        // What no firmware says is not evidence of hardware.
-        if let Some(value) =
-            it.evidence.get(name).map(|value| value.trim()).filter(|value| value.len() <= 256)
-            && !PLACEHOLDERS.contains(&value.to_lowercase().as_str())
-            && node.evidence.get(name).map(String::as_str) != Some(value)
+        if let Some(value) = it.known(name)
+            && node.evidence.get(name) != Some(&value)
         {
-            fresh.push((name, value.to_string()));
+            fresh.push((name, value));
         }
     }
     let hardware = Hardware {
@@ -209,6 +250,11 @@ pub fn event(
     let node = tx.view().node(node)?.ok_or_else(|| unknown("node", node))?;
     let row = tx.view().task(id)?.ok_or_else(|| unknown("task", id))?;
     let answer = match judge(&node, &row, attempt, it) {
+        // The machine has said so under another id, and may have gone on since.
+        Ok(()) if says_the_end_again(&row, it) => {
+            received(tx, report, node.id, Some(&row), it.kind(), it.detail())?;
+            ok(&node)
+        }
         Err(reason) => refuse(tx, report, &node, it, &reason)?,
         Ok(()) => match it {
             Report::GoAhead => go_ahead(tx, here, report, &node, &row)?,
@@ -241,7 +287,19 @@ fn judge(node: &NodeRow, row: &TaskRow, attempt: u64, it: &Report) -> Result<(),
     if *it != Report::GoAhead && row.consumed_by.is_none() {
         return Err(Reason::new("the attempt was not given its go-ahead"));
     }
+    if row.state.is_final() && *it != Report::GoAhead && !says_the_end_again(row, it) {
+        return Err(Reason::new(format!("the attempt has ended: task {} is {}", row.id, row.state)));
+    }
     Ok(())
+}
+
+/// Whether a report says of an attempt that has ended how it ended.
+fn says_the_end_again(row: &TaskRow, it: &Report) -> bool {
+    match it {
+        Report::InstallComplete => row.state == TaskState::Completed,
+        Report::InstallFailed(_) => row.state == TaskState::Failed && !row.aborted,
+        Report::GoAhead | Report::InstallStarted | Report::Progress(_) => false,
+    }
 }
 
 /// The one place where an order is used up. The answer leaves only after this is committed.
@@ -328,7 +386,7 @@ fn take_up_again(
     node: &NodeRow,
     row: &TaskRow,
 ) -> Result<Answer, StoreError> {
-    let before = tx.view().progress(row.id)?;
+    let before = progress_of(tx, row)?;
     let boots = before.map_or(0, |progress| progress.boots) + 1;
     if boots < MAX_ATTEMPT_BOOTS {
         received(tx, report, node.id, Some(row), Report::GoAhead.kind(), "taken up again".into())?;
@@ -431,8 +489,13 @@ fn received(
     })
 }
 
+/// How far the current attempt has come; what an earlier one reported does not count.
+fn progress_of(tx: &Tx<'_>, row: &TaskRow) -> Result<Option<ProgressRow>, StoreError> {
+    Ok(tx.view().progress(row.id)?.filter(|progress| progress.attempt == row.attempt))
+}
+
 fn note_progress(tx: &mut Tx<'_>, row: &TaskRow, percent: u64) -> Result<(), StoreError> {
-    let boots = tx.view().progress(row.id)?.map_or(0, |progress| progress.boots);
+    let boots = progress_of(tx, row)?.map_or(0, |progress| progress.boots);
     store_progress(tx, row, percent, boots)
 }
 

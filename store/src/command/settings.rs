@@ -14,10 +14,10 @@ use sync::{
         site::{self, Effective, Setting, UnknownMachines},
     },
     id::{DocumentId, Origin, SiteId},
-    policy::Autonomy,
+    policy::{Autonomy, MigrationConsent, MigrationPolicy, PendingBoot, Strategy},
 };
 
-use super::{check_text, refused, register_set, unknown};
+use super::{check_text, claim, conflict, refused, register_set, unknown};
 use crate::{StoreError, Tx, view::SiteRow};
 
 /// Settings that are to change; what is absent stays.
@@ -34,12 +34,26 @@ pub struct SettingsEdit {
     pub heartbeat_s: Option<u64>,
     /// Longest life of an order in seconds, `7_200..=259_200`.
     pub order_max_s: Option<u64>,
+    /// Attempts that a task has at most before a person looks at it, `1..=10`.
+    pub max_install_attempts: Option<u64>,
+    /// Seconds in which an attempt must be heard of before it counts as failed, `600..=604_800`.
+    pub install_timeout_s: Option<u64>,
     /// Documents that the site may bring into being at central.
     pub quota_documents: Option<u64>,
     /// Changes and journal entries per second that central takes from it, `1..=100_000`.
     pub quota_changes_s: Option<u64>,
     /// Bytes of them per day, at least 1 MiB.
     pub quota_bytes_day: Option<u64>,
+    /// How disagreements are settled.
+    pub conflict_resolution: Option<Strategy>,
+    /// What is said to claims without asking a person.
+    pub migration_policy: Option<MigrationPolicy>,
+    /// Whose consent approves a claim.
+    pub migration_consent: Option<MigrationConsent>,
+    /// Seconds that a claim waits for a decision, `3_600..=31_536_000`.
+    pub claim_ttl_s: Option<u64>,
+    /// What a claimed machine is given until then.
+    pub pending_boot: Option<PendingBoot>,
     /// Settings that are to come from above again.
     #[serde(default)]
     pub inherit: BTreeSet<Key>,
@@ -57,9 +71,16 @@ impl SettingsEdit {
             (Key::PxeEnabled, self.pxe_enabled.map(|value| value.to_string())),
             (Key::HeartbeatS, self.heartbeat_s.map(|value| value.to_string())),
             (Key::OrderMaxS, self.order_max_s.map(|value| value.to_string())),
+            (Key::MaxInstallAttempts, self.max_install_attempts.map(|value| value.to_string())),
+            (Key::InstallTimeoutS, self.install_timeout_s.map(|value| value.to_string())),
             (Key::QuotaDocuments, self.quota_documents.map(|value| value.to_string())),
             (Key::QuotaChangesS, self.quota_changes_s.map(|value| value.to_string())),
             (Key::QuotaBytesDay, self.quota_bytes_day.map(|value| value.to_string())),
+            (Key::ConflictResolution, self.conflict_resolution.map(|value| value.to_string())),
+            (Key::MigrationPolicy, self.migration_policy.map(|value| value.to_string())),
+            (Key::MigrationConsent, self.migration_consent.map(|value| value.to_string())),
+            (Key::ClaimTtlS, self.claim_ttl_s.map(|value| value.to_string())),
+            (Key::PendingBoot, self.pending_boot.map(|value| value.to_string())),
         ];
         let mut changes = Vec::new();
         for (key, value) in said {
@@ -112,7 +133,9 @@ pub(super) fn journal(
         let event = register_set(kind, id, &format!("settings/{key}"), value);
         match kind {
             Kind::Site => tx.journal_for(id.into(), event)?,
-            Kind::Group | Kind::Node | Kind::Workflow | Kind::Task | Kind::Proposal => tx.journal(event)?,
+            Kind::Group | Kind::Node | Kind::Workflow | Kind::Task | Kind::Proposal | Kind::Claim => {
+                tx.journal(event)?;
+            }
         }
     }
     Ok(())
@@ -144,6 +167,8 @@ pub(super) fn set_site(
     })?;
     tx.mint_epoch(id, &effective)?;
     journal(tx, (site::KIND, id.into()), &changes)?;
+    follow_strategy(tx, id, row.effective.conflict_resolution)?;
+    claim::settle_of(tx, id)?;
     tx.view().site(id)?.ok_or_else(|| unknown("site", id))
 }
 
@@ -184,6 +209,16 @@ pub(crate) fn descend(
         })?;
         tx.mint_epoch(id, &effective)?;
         tx.journal_for(id, register_set(site::KIND, id, "effective", format!("epoch {}", effective.epoch)))?;
+        follow_strategy(tx, id, before.conflict_resolution)?;
+        claim::settle_of(tx, id)?;
     }
     Ok(())
+}
+
+/// Settles what is open about a site whose strategy is another one than `before`.
+fn follow_strategy(tx: &mut Tx<'_>, id: SiteId, before: Strategy) -> Result<(), StoreError> {
+    match tx.view().site(id)? {
+        Some(row) if row.effective.conflict_resolution != before => conflict::settle_all(tx, Some(id)),
+        Some(_) | None => Ok(()),
+    }
 }

@@ -25,9 +25,10 @@ CREATE TABLE evicted (id BLOB NOT NULL UNIQUE) STRICT;
 CREATE TABLE snapshots (doc INTEGER PRIMARY KEY, upto INTEGER NOT NULL, bytes BLOB NOT NULL) STRICT;
 -- Every change but the genesis, in the order of arrival. `bytes` is absent once a snapshot covers it.
 -- `source` is the peer that delivered it, absent for our own. `seal` is what central put beside it, at a site.
+-- `heard_at`: at central, when it heard of a change whose stamp is later than that.
 CREATE TABLE changes (
     change INTEGER PRIMARY KEY, doc INTEGER NOT NULL, hash BLOB NOT NULL UNIQUE, source TEXT, bytes BLOB,
-    seal BLOB
+    seal BLOB, heard_at INTEGER
 ) STRICT;
 CREATE INDEX changes_by_document ON changes (doc, change);
 -- Changes whose dependencies have not arrived. Never evicted. `epoch` is the one that `source` followed, `known` the
@@ -45,6 +46,15 @@ CREATE TABLE quarantine (
 ) STRICT;
 CREATE INDEX quarantine_by_peer ON quarantine (peer, item);
 CREATE INDEX quarantine_by_hash ON quarantine (hash) WHERE hash IS NOT NULL;
+
+-- Registers that writers disagree about, or disagreed. `id` is the document, `home` the site that it is about, `reason` why
+-- a person decides, at central.
+CREATE TABLE conflicts (
+    conflict INTEGER PRIMARY KEY AUTOINCREMENT, kind INTEGER NOT NULL, id BLOB NOT NULL, path TEXT NOT NULL, home BLOB,
+    open INTEGER NOT NULL DEFAULT 1, opened_at INTEGER NOT NULL, reason TEXT, body TEXT NOT NULL
+) STRICT;
+-- Every change asks whether its document has one.
+CREATE INDEX conflicts_open ON conflicts (id) WHERE open = 1;
 
 -- At central: changes of its own that it took back; what follows from them waits in vain.
 CREATE TABLE withdrawn (hash BLOB NOT NULL UNIQUE) STRICT;
@@ -147,6 +157,8 @@ CREATE TABLE actors (actor BLOB NOT NULL UNIQUE, peer TEXT NOT NULL) STRICT;
 CREATE TABLE epochs (
     site BLOB NOT NULL, epoch INTEGER NOT NULL, autonomy TEXT NOT NULL, told INTEGER, UNIQUE (site, epoch)
 ) STRICT;
+-- At central: proposals that the journal of a site tells of, in its order.
+CREATE TABLE asked (asked INTEGER PRIMARY KEY, site BLOB NOT NULL, proposal BLOB NOT NULL, UNIQUE (site, proposal)) STRICT;
 -- At central: enrolment tokens by the digest of their secret.
 CREATE TABLE tokens (
     hash BLOB NOT NULL UNIQUE, site BLOB NOT NULL, name TEXT NOT NULL, created_at INTEGER NOT NULL,
@@ -188,6 +200,9 @@ CREATE TABLE view_nodes (
 CREATE INDEX view_nodes_by_home ON view_nodes (home);
 CREATE TABLE view_macs (mac BLOB NOT NULL UNIQUE, doc INTEGER NOT NULL) STRICT;
 CREATE INDEX view_macs_by_document ON view_macs (doc);
+-- What no two machines in service should have: a word and a value.
+CREATE TABLE view_traits (doc INTEGER NOT NULL, trait TEXT NOT NULL, UNIQUE (doc, trait)) STRICT;
+CREATE INDEX view_traits_by_trait ON view_traits (trait, doc);
 CREATE TABLE view_tasks (
     doc INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE, node BLOB NOT NULL, site BLOB NOT NULL, state TEXT NOT NULL,
     body TEXT NOT NULL
@@ -195,11 +210,22 @@ CREATE TABLE view_tasks (
 CREATE INDEX view_tasks_by_node ON view_tasks (node);
 CREATE INDEX view_tasks_by_site ON view_tasks (site, state);
 CREATE TABLE view_proposals (
-    doc INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE, site BLOB NOT NULL, state TEXT NOT NULL, after BLOB, body TEXT NOT NULL
+    doc INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE, site BLOB NOT NULL, state TEXT NOT NULL, action TEXT NOT NULL, about BLOB,
+    after BLOB, body TEXT NOT NULL
 ) STRICT;
 CREATE INDEX view_proposals_by_site ON view_proposals (site, doc);
 CREATE INDEX view_proposals_by_state ON view_proposals (state, doc);
+CREATE INDEX view_proposals_by_about ON view_proposals (about) WHERE about IS NOT NULL;
 CREATE INDEX view_proposals_by_after ON view_proposals (after) WHERE after IS NOT NULL;
+-- `due`: when central looks at it again: the end of an open round, or of the orders that a closed fence waits for.
+CREATE TABLE view_claims (
+    doc INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE, node BLOB NOT NULL, to_site BLOB NOT NULL, from_site BLOB NOT NULL,
+    state TEXT NOT NULL, due INTEGER, fence INTEGER NOT NULL, body TEXT NOT NULL
+) STRICT;
+CREATE INDEX view_claims_by_node ON view_claims (node);
+CREATE INDEX view_claims_by_state ON view_claims (state, doc);
+CREATE INDEX view_claims_by_due ON view_claims (due) WHERE due IS NOT NULL;
+CREATE INDEX view_claims_by_fence ON view_claims (from_site) WHERE fence = 1;
 CREATE TABLE view_workflows (
     doc INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE, name TEXT NOT NULL, body TEXT NOT NULL
 ) STRICT;

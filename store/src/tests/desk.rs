@@ -7,7 +7,7 @@ use sync::journal::{Head, Stream, chain};
 use super::*;
 use crate::{
     quarantine::{MAX_BYTES, MAX_ITEMS},
-    view::{ProposalFilter, ProposalState, QuarantineFilter},
+    view::{ConflictFilter, ProposalFilter, ProposalState, QuarantineFilter},
 };
 
 /// The facts of a site's stream in a replica, each with how often it stands there.
@@ -81,6 +81,55 @@ fn h6_p15_a_chain_that_breaks_holds_nothing_up_and_its_facts_arrive_in_another_o
 }
 
 #[test]
+fn h6_p15_what_a_site_cannot_follow_of_centrals_journal_arrives_in_another_chain_but_not_for_ever() {
+    let mut fleet = Fleet::new();
+    let (lyon, central) = (fleet.sites[0].clone(), fleet.central.clone());
+    let node = fleet.adopt(0, machine(1));
+    fleet.settle();
+    let name = |fleet: &mut Fleet, name: &str| {
+        let named = NodeEdit { hostname: Some(name.into()), ..NodeEdit::default() };
+        let given = fleet.given();
+        fleet.central.run(given, move |tx| edit(tx, node, &named)).unwrap();
+    };
+    let told = |store: &Store| {
+        let rows =
+            events(store, |event| matches!(event, Event::RegisterSet { path, .. } if path == "hostname"));
+        rows.into_iter()
+            .map(|event| match event {
+                Event::RegisterSet { value, .. } => value,
+                other => panic!("{other:?}"),
+            })
+            .collect::<Vec<_>>()
+    };
+    let breaks = |fleet: &mut Fleet| {
+        fleet.carry(&central, &lyon.1, |item| {
+            if let Some(bytes) = &mut item.entry {
+                let mut entry = chain::decode(bytes).unwrap();
+                entry.by = "eve".into();
+                *bytes = minicbor::to_vec(&entry).unwrap();
+            }
+        })
+    };
+    let mut expected = vec![];
+    for number in 1..=10 {
+        for letter in ["a", "b"] {
+            expected.push(format!("pos-{number}{letter}"));
+            name(&mut fleet, &format!("pos-{number}{letter}"));
+        }
+        breaks(&mut fleet);
+        fleet.settle();
+        if number == 1 {
+            // The first of them arrived as somebody else's word, and only the next one showed it.
+            assert_eq!(told(&lyon.1), ["pos-1a", "pos-1a", "pos-1b"]);
+            let begun = events(&lyon.1, |event| matches!(event, Event::ChainBegun { .. }));
+            assert!(matches!(begun[..], [Event::ChainBegun { lost: 0, .. }]), "{begun:?}");
+        }
+    }
+    let begun = events(&central, |event| matches!(event, Event::ChainBegun { .. }));
+    assert_eq!(begun.len(), 8, "anybody can say that he cannot follow");
+}
+
+#[test]
 fn h6_an_item_or_an_entry_that_is_nothing_is_set_aside_and_the_next_ones_are_taken() {
     let folder = tempfile::tempdir().unwrap();
     let (central, lyon, _) = central(folder.path());
@@ -99,8 +148,8 @@ fn h6_an_item_or_an_entry_that_is_nothing_is_set_aside_and_the_next_ones_are_tak
     assert_eq!(rows.iter().map(|row| row.kind.as_str()).collect::<Vec<_>>(), ["item", "journal"]);
     let standing = central.read(|view| view.peer(peer)).unwrap();
     assert_eq!(standing.pulled, 4, "the session goes on");
-    let node = central.read(|view| view.node_by_mac(MAC)).unwrap().unwrap();
-    assert_eq!(node.contested, ["hostname"], "what the site called it came with the last item");
+    let settled = central.read(|view| view.conflicts(&ConflictFilter::default())).unwrap();
+    assert_eq!(settled[0].path, "hostname", "what the site called it came with the last item");
     // Which chain those bytes were of, nobody can say: the one that came last is closed.
     ingest(&central, 5, vec![Item::entry(entry(2)).to_bytes()], peer).unwrap();
     let rows = central.read(|view| view.quarantine()).unwrap();

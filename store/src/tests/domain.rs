@@ -80,6 +80,12 @@ impl Land {
         });
     }
 
+    fn rename(&mut self, at: &str, node: NodeId, hostname: &str) {
+        let named = NodeEdit { hostname: Some(hostname.into()), ..NodeEdit::default() };
+        let given = self.given();
+        self.sites[at].1.run(given, move |tx| edit(tx, node, &named)).unwrap();
+    }
+
     /// Carries what one replica has for the other, and returns the items.
     fn carry(&mut self, from: &Store, to: &Store) -> Vec<Item> {
         let (source, target) = (from.origin(), to.origin());
@@ -104,6 +110,12 @@ impl Land {
             }
             from.answer_now(Output::Known { peer: target, position }, self.given()).unwrap();
         }
+    }
+
+    /// Central hears what a site has to tell before the site hears anything.
+    fn hear_from(&mut self, name: &str) {
+        let (central, site) = (self.central.clone(), self.sites[name].1.clone());
+        assert_ne!(self.carry(&site, &central), [], "it has something to tell");
     }
 
     /// A site is heard, both tell each other everything, and what central told is returned.
@@ -138,6 +150,7 @@ impl Land {
             adopt: true,
             booting: None,
             local_disk: true,
+            claims: false,
         };
         let given = self.given();
         self.sites[name].1.run(given, move |tx| answered_boot(tx, &answered)).unwrap().expect("adopted")
@@ -399,6 +412,78 @@ fn p6_h6_a_former_home_that_forgot_a_machine_meets_it_as_a_stranger() {
     land.settle();
     let aside = land.central.read(|view| view.quarantine()).unwrap();
     assert!(aside.iter().any(|row| row.reason.contains("had acknowledged")), "{aside:?}");
+}
+
+#[test]
+fn p6_a_former_home_that_wrote_too_late_is_no_visitor() {
+    let mut land = Land::new(&["bern", "lyon"]);
+    let (alps, coast) = (land.group("alps", None), land.group("coast", None));
+    land.place("bern", Some(alps));
+    land.place("lyon", Some(coast));
+    land.domain("bern", Some(alps));
+    let node = land.machine(1, "bern");
+    land.settle();
+    land.move_to(node, "lyon");
+    land.rename("bern", node, "till-1");
+    land.hear_from("bern");
+    land.settle();
+    let row = land.central.read(|view| view.node(node)).unwrap().unwrap();
+    assert_eq!(row.hostname, "till-1", "it had not heard that the machine left");
+    assert_eq!(land.knows("bern"), [""; 0], "and never saw it itself");
+}
+
+#[test]
+fn p8_what_a_home_wrote_while_its_machine_left_and_came_back_unheard_stays_there() {
+    let mut land = Land::new(&["bern", "lyon"]);
+    let node = land.machine(1, "bern");
+    land.settle();
+    land.move_to(node, "lyon");
+    land.move_to(node, "bern");
+    land.rename("bern", node, "till-1");
+    land.hear_from("bern");
+    land.settle();
+    for store in [&land.central, &land.sites["bern"].1] {
+        let row = store.read(|view| view.node(node)).unwrap().unwrap();
+        assert_eq!((row.hostname.as_str(), row.home_epoch), ("till-1", 3), "{}", store.origin());
+    }
+}
+
+#[test]
+fn h5_p8_a_site_that_lets_go_of_what_it_had_just_written_does_not_seem_to_hold_something_else() {
+    for comes_back in [false, true] {
+        let mut land = Land::new(&["bern", "lyon"]);
+        let node = land.machine(1, "bern");
+        land.settle();
+        land.move_to(node, "lyon");
+        if comes_back {
+            land.move_to(node, "bern");
+        }
+        let (central, bern) = (land.central.clone(), land.sites["bern"].1.clone());
+        // Both are on their way at the same time: what bern writes, and that the machine left it.
+        land.rename("bern", node, "till-1");
+        let begin = bern.read(|view| Ok(view.peer(Origin::Central)?.pulled)).unwrap() + 1;
+        let (connection, peer) = (Connection(1), bern.origin());
+        let read = Output::Read { connection, peer, from: begin, max_bytes: 1 << 16 };
+        let Some(Input::Read { items, seal, .. }) = central.answer_now(read, land.given()).unwrap() else {
+            panic!("a replica reads its log");
+        };
+        land.hear_from("bern");
+        let pulled = begin + items.len() as u64 - 1;
+        let taken = Output::Ingest { connection, peer: Origin::Central, from: begin, items, seal };
+        bern.answer_now(taken, land.given()).unwrap();
+        let pushed = central.read(|view| Ok(view.peer(peer)?.pulled)).unwrap();
+        let acknowledged = Output::Acknowledged { peer: Origin::Central, position: pushed };
+        bern.answer_now(acknowledged, land.given()).unwrap();
+        let found = bern.run(land.given(), move |tx| tx.fingerprint(Origin::Central, pushed)).unwrap();
+        let compared = central.run(land.given(), move |tx| tx.compare(peer, pulled, pushed, &found)).unwrap();
+        assert_eq!(compared, None, "that can be said when bern has heard of everything");
+        land.settle();
+        let at = land.central.read(|view| Ok(view.peer(peer)?.acknowledged)).unwrap();
+        let pushed = central.read(|view| Ok(view.peer(peer)?.pulled)).unwrap();
+        let found = bern.run(land.given(), move |tx| tx.fingerprint(Origin::Central, pushed)).unwrap();
+        let compared = central.run(land.given(), move |tx| tx.compare(peer, at, pushed, &found)).unwrap();
+        assert_eq!(compared, Some(true), "comes back: {comes_back}");
+    }
 }
 
 #[test]

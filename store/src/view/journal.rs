@@ -61,6 +61,12 @@ pub struct JournalFilter {
 }
 
 impl View<'_> {
+    /// Number of the newest entry; 0 before the first. It always stays: a chain is never trimmed to its end.
+    pub fn newest_entry(&self) -> Result<u64, StoreError> {
+        let mut statement = self.sql.prepare_cached("SELECT max(entry) FROM journal")?;
+        Ok(statement.query_row([], |row| row.get::<_, Option<i64>>(0))?.unwrap_or(0).unsigned_abs())
+    }
+
     /// Entries in the order in which this replica got them, which keeps each chain's own order.
     pub fn journal(&self, filter: &JournalFilter) -> Result<Vec<JournalRow>, StoreError> {
         let limit = if filter.limit == 0 { -1 } else { signed(filter.limit) };

@@ -2,12 +2,15 @@
 //!
 //! Each kind of document has one, kept in the same transaction as the document and made again from the
 //! documents whenever [`VERSION`] differs from the one that made it. A row's body is JSON in the shape
-//! that REST shows. `sites`, `groups`, `nodes`, `tasks`, `workflows` and `proposals` are the kinds; `journal` reads the
-//! streams, `status` the standing towards peers, `quarantine` what did not pass, `certificates` who may speak
+//! that REST shows. `sites`, `groups`, `nodes`, `tasks`, `workflows`, `proposals` and `claims` are the kinds; `journal` reads the
+//! streams, `status` the standing towards peers, `conflicts` what writers disagree about, `twins` which machines may be one, `quarantine` what did not pass, `certificates` who may speak
 //! for a site.
 
 mod certificates;
+mod claims;
+mod conflicts;
 mod groups;
+mod follow;
 mod journal;
 pub(crate) mod nodes;
 mod proposals;
@@ -15,6 +18,7 @@ mod quarantine;
 mod sites;
 mod status;
 mod tasks;
+mod twins;
 mod workflows;
 
 use std::collections::BTreeMap;
@@ -30,7 +34,12 @@ pub(crate) use quarantine::{detail, shown};
 
 use crate::{StoreError, documents, writer};
 
+pub(crate) use conflicts::Body;
+
 pub use certificates::{CertificateRow, Entitlement, RevocationRow};
+pub use claims::{Away, ClaimFilter, ClaimRow, EvidenceRow, FenceRow};
+pub use conflicts::{ConflictFilter, ConflictRow, EndedRow, SideRow};
+pub use follow::{Follower, Look, Step, Tail};
 pub use groups::GroupRow;
 pub use journal::{JournalFilter, JournalRow};
 pub use nodes::{NodeFilter, NodeRow};
@@ -39,10 +48,11 @@ pub use quarantine::{ChangeDetail, QuarantineDetail, QuarantineFilter, Quarantin
 pub use sites::{EffectiveRow, SiteRow};
 pub use status::{BootRow, PeerRow, ProgressRow};
 pub use tasks::{TaskFilter, TaskRow};
+pub use twins::TwinRow;
 pub use workflows::{VersionRow, WorkflowRow};
 
 /// Version of the derived tables.
-pub(crate) const VERSION: i64 = 3;
+pub(crate) const VERSION: i64 = 8;
 
 /// Reads derived tables, as they are in one snapshot or transaction.
 pub struct View<'c> {
@@ -130,6 +140,7 @@ pub(crate) fn refresh(sql: &Connection, doc: i64, document: &Document) -> Result
         Kind::Workflow => workflows::refresh(sql, doc, document),
         Kind::Task => tasks::refresh(sql, doc, document),
         Kind::Proposal => proposals::refresh(sql, doc, document),
+        Kind::Claim => claims::refresh(sql, doc, document),
     }
 }
 
@@ -138,10 +149,11 @@ pub(crate) fn forget(sql: &Connection, doc: i64, kind: Kind) -> Result<(), Store
     let tables: &[&str] = match kind {
         Kind::Site => &["view_sites"],
         Kind::Group => &["view_groups"],
-        Kind::Node => &["view_nodes", "view_macs"],
+        Kind::Node => &["view_nodes", "view_macs", "view_traits"],
         Kind::Workflow => &["view_workflows"],
         Kind::Task => &["view_tasks"],
         Kind::Proposal => &["view_proposals"],
+        Kind::Claim => &["view_claims"],
     };
     for table in tables {
         sql.prepare_cached(&format!("DELETE FROM {table} WHERE doc = ?1"))?.execute([doc])?;
@@ -151,16 +163,26 @@ pub(crate) fn forget(sql: &Connection, doc: i64, kind: Kind) -> Result<(), Store
 
 /// Drops all derived rows and makes them again from the documents.
 pub(crate) fn rebuild(sql: &Connection) -> Result<(), StoreError> {
+    // A machine that leaves a site is shown there as long as an attempt is past its first write.
+    let leaving: Vec<i64> = {
+        let mut statement = sql.prepare(
+            "SELECT view_nodes.doc FROM view_nodes JOIN documents ON documents.doc = view_nodes.doc WHERE dropped = 1",
+        )?;
+        statement.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?
+    };
     sql.execute_batch(
-        "DELETE FROM view_sites; DELETE FROM view_groups; DELETE FROM view_nodes; DELETE FROM view_macs; DELETE FROM view_tasks;
-         DELETE FROM view_workflows; DELETE FROM view_proposals;",
+        "DELETE FROM view_sites; DELETE FROM view_groups; DELETE FROM view_nodes; DELETE FROM view_macs; DELETE FROM view_traits; DELETE FROM view_tasks;
+         DELETE FROM view_workflows; DELETE FROM view_proposals; DELETE FROM view_claims;",
     )?;
     let mut statement =
-        sql.prepare("SELECT doc, kind, id FROM documents WHERE changes > 0 AND dropped = 0 ORDER BY doc")?;
-    let rows: Vec<(i64, u8, [u8; 16])> = statement
-        .query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?
+        sql.prepare("SELECT doc, kind, id, dropped FROM documents WHERE changes > 0 ORDER BY doc")?;
+    let rows: Vec<(i64, u8, [u8; 16], bool)> = statement
+        .query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))?
         .collect::<Result<_, _>>()?;
-    for (doc, kind, id) in rows {
+    for (doc, kind, id, dropped) in rows {
+        if dropped && !leaving.contains(&doc) {
+            continue;
+        }
         // A kind of a newer program is kept and not understood.
         if let Some(kind) = Kind::from_number(kind) {
             let document = documents::load(sql, doc, kind, DocumentId(id))?;

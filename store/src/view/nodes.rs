@@ -6,11 +6,11 @@ use rusqlite::{Connection, params};
 use serde::{Deserialize, Serialize};
 use sync::{
     document::{Document, contested::Registers, node},
-    id::{MacAddr, NodeId, Nonce, SiteId, TaskId, WorkflowId},
+    id::{GroupId, MacAddr, NodeId, Nonce, SiteId, TaskId, WorkflowId},
     policy::{NodeState, Phase, Wanted, lifecycle},
 };
 
-use super::{View, bodies};
+use super::{View, bodies, twins};
 use crate::{StoreError, log::signed};
 
 /// One node as it is in force here.
@@ -40,6 +40,12 @@ pub struct NodeRow {
     pub wanted: Wanted,
     /// Hostname, empty if none.
     pub hostname: String,
+    /// Address, empty if none.
+    pub address: String,
+    /// Notes, empty if none.
+    pub notes: String,
+    /// Group that it belongs to.
+    pub group: Option<GroupId>,
     /// Workflow that it is meant to run.
     pub workflow: Option<WorkflowId>,
     /// Tags.
@@ -50,6 +56,12 @@ pub struct NodeRow {
     pub cpus: Option<u64>,
     /// Main memory.
     pub memory_bytes: Option<u64>,
+    /// MAC address by interface name, as the machine reported.
+    pub nics: BTreeMap<String, String>,
+    /// The machine that this is another interface of.
+    pub alias_of: Option<NodeId>,
+    /// A person said that it is a machine of its own, whatever it has in common with another.
+    pub is_its_own: bool,
     /// Sites that have seen it.
     pub observed_by: Vec<SiteId>,
     /// Contested registers.
@@ -100,18 +112,42 @@ impl View<'_> {
         Ok(statement.exists([node.as_bytes()])?)
     }
 
-    /// The node that has this MAC address.
+    /// The node that has this MAC address; of another interface of a machine, the machine.
     pub fn node_by_mac(&self, mac: MacAddr) -> Result<Option<NodeRow>, StoreError> {
+        let found = self.interface_by_mac(mac)?;
+        let Some(of) = found.as_ref().and_then(|row| row.alias_of) else { return Ok(found) };
+        // Who is not told of the machine knows the interface at least.
+        Ok(self.node(of)?.or(found))
+    }
+
+    /// Other interfaces of a machine that have documents of their own.
+    pub(crate) fn aliases_of(&self, node: NodeId) -> Result<Vec<NodeId>, StoreError> {
+        let mut statement = self.sql.prepare_cached(
+            "SELECT id FROM view_nodes WHERE json_extract(body, '$.alias_of') = ?1 ORDER BY id",
+        )?;
+        let rows = statement.query_map([node.to_string()], |row| Ok(NodeId(row.get(0)?)))?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
+    fn interface_by_mac(&self, mac: MacAddr) -> Result<Option<NodeRow>, StoreError> {
         let statement = self.sql.prepare_cached(
             "SELECT body FROM view_macs JOIN view_nodes ON view_nodes.doc = view_macs.doc WHERE mac = ?1",
         )?;
         Ok(bodies(statement, [mac.0])?.pop())
     }
 
+    /// Name of the site where the machine is at home by now, if that is another one than `here`.
+    pub(crate) fn moved_to(&self, node: &NodeRow, here: SiteId) -> Result<Option<String>, StoreError> {
+        let Some(home) = self.elsewhere(node.id, Some(node), here)?.map(|away| away.home) else {
+            return Ok(None);
+        };
+        Ok(Some(self.site(home)?.map_or_else(|| home.to_string(), |row| row.name)))
+    }
+
     /// What people see of the node.
     pub fn phase(&self, node: &NodeRow) -> Result<Phase, StoreError> {
         let task = self.open_task(node.id, None)?.map(|task| task.state);
-        Ok(lifecycle::phase(node.state, node.wanted, task, false))
+        Ok(lifecycle::phase(node.state, node.wanted, task, self.fence_closed(node.id)?.is_some()))
     }
 }
 
@@ -128,6 +164,8 @@ pub(crate) fn row(document: &Document) -> NodeRow {
     }
     let hardware = registers.read(&node::hardware());
     let hardware = hardware.newest().map(|side| &side.value);
+    let alias = registers.read(&node::alias());
+    let alias = alias.newest().map(|side| &side.value);
     NodeRow {
         id: document.id().into(),
         macs: found.macs,
@@ -141,11 +179,17 @@ pub(crate) fn row(document: &Document) -> NodeRow {
         install_nonce: state.and_then(|state| state.install_nonce),
         wanted: found.wanted,
         hostname: found.hostname,
+        address: found.address,
+        notes: found.notes,
+        group: found.group,
         workflow: found.workflow,
         tags: found.tags,
         evidence,
         cpus: hardware.and_then(|hardware| hardware.cpus),
         memory_bytes: hardware.and_then(|hardware| hardware.memory_bytes),
+        nics: hardware.map(|hardware| hardware.nics.clone()).unwrap_or_default(),
+        alias_of: alias.and_then(|alias| alias.node),
+        is_its_own: alias.is_some_and(|alias| alias.node.is_none()),
         observed_by: registers.keys("observed").filter_map(|key| key.parse().ok()).collect(),
         contested: found.contested,
     }
@@ -168,6 +212,7 @@ pub(crate) fn write(sql: &Connection, doc: i64, row: &NodeRow) -> Result<(), Sto
         let mut statement = sql.prepare_cached("SELECT mac FROM view_macs WHERE doc = ?1 ORDER BY mac")?;
         statement.query_map([doc], |row| row.get(0))?.collect::<Result<_, _>>()?
     };
+    twins::write(sql, doc, row)?;
     if row.macs.iter().map(|mac| mac.0).eq(answers) {
         return Ok(());
     }

@@ -6,8 +6,11 @@ use rusqlite::{Connection, params};
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 use sync::{
-    document::{Document, contested, proposal},
-    id::{DocumentId, ProposalId, SiteId},
+    document::{
+        Document, contested,
+        proposal::{self, Act},
+    },
+    id::{DocumentId, NodeId, ProposalId, SiteId},
     time::Timestamp,
 };
 
@@ -118,6 +121,44 @@ impl View<'_> {
         Ok(bodies(statement, [id.as_bytes()])?.pop())
     }
 
+    /// The newest proposals that have ended, the last one that was made first.
+    pub fn ended_proposals(&self, limit: u64) -> Result<Vec<ProposalRow>, StoreError> {
+        let statement = self.sql.prepare_cached(
+            "SELECT body FROM view_proposals WHERE state != 'open' ORDER BY doc DESC LIMIT ?1",
+        )?;
+        bodies(statement, [signed(limit)])
+    }
+
+    /// The newest proposal to adopt a machine.
+    pub fn adoption(&self, node: NodeId) -> Result<Option<ProposalRow>, StoreError> {
+        let statement = self.sql.prepare_cached(
+            "SELECT body FROM view_proposals WHERE about = ?1 AND action = ?2 ORDER BY doc DESC LIMIT 1",
+        )?;
+        Ok(bodies(statement, params![node.as_bytes(), Act::AdoptMachine.as_str()])?.pop())
+    }
+
+    /// Number of proposals that nobody has ended, of all actions or of one.
+    pub fn count_open_proposals(&self, action: Option<Act>) -> Result<u64, StoreError> {
+        let count: i64 = self
+            .sql
+            .prepare_cached(
+                "SELECT count(*) FROM view_proposals WHERE state = 'open' AND (?1 IS NULL OR action = ?1)",
+            )?
+            .query_row([action.map(Act::as_str)], |row| row.get(0))?;
+        Ok(count.unsigned_abs())
+    }
+
+    /// At central: proposals of a site that its journal tells of and nobody has ended, in the order of that journal.
+    pub(crate) fn due_proposals(&self, site: SiteId) -> Result<Vec<ProposalId>, StoreError> {
+        let mut statement = self.sql.prepare_cached(
+            "SELECT proposal FROM asked JOIN view_proposals ON view_proposals.id = asked.proposal
+                 AND view_proposals.site = asked.site
+             WHERE asked.site = ?1 AND state = 'open' ORDER BY asked",
+        )?;
+        let rows = statement.query_map([site.as_bytes()], |row| row.get(0).map(ProposalId))?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
     /// Those that rest on another one.
     pub(crate) fn proposals_after(&self, id: ProposalId) -> Result<Vec<ProposalRow>, StoreError> {
         let statement =
@@ -162,13 +203,16 @@ pub(super) fn refresh(sql: &Connection, doc: i64, document: &Document) -> Result
         }),
     };
     sql.prepare_cached(
-        "INSERT OR REPLACE INTO view_proposals (doc, id, site, state, after, body) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+        "INSERT OR REPLACE INTO view_proposals (doc, id, site, state, action, about, after, body)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
     )?
     .execute(params![
         doc,
         row.id.as_bytes(),
         row.site.as_bytes(),
         row.state.as_str(),
+        row.action,
+        row.document.map(|id| id.0),
         row.rests_on.map(|id| id.0),
         serde_json::to_string(&row)?
     ])?;

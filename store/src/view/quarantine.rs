@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::Value as Json;
 use sync::{
     blob::Digest,
-    document::{Field, Fields, Kind, register::RESERVED},
+    document::{Field, Fields, Kind, register},
     id::{DocumentId, Origin, hex},
     ingress,
     journal::chain,
@@ -219,8 +219,8 @@ impl RegisterDetail {
 
 /// The fields of a value as people read them; bytes are hexadecimal.
 pub(crate) fn shown(fields: &Fields) -> Json {
-    let own = fields.iter().filter(|(name, _)| !RESERVED.contains(&name.as_str()));
-    own.map(|(name, field)| (name.clone(), shown_field(field))).collect::<serde_json::Map<_, _>>().into()
+    let own = register::own(fields).into_iter();
+    own.map(|(name, field)| (name, shown_field(&field))).collect::<serde_json::Map<_, _>>().into()
 }
 
 fn shown_field(field: &Field) -> Json {

@@ -11,7 +11,7 @@ use sync::{
         site,
     },
     id::{GroupId, SiteId},
-    policy::{Autonomy, quota::Quota},
+    policy::{Autonomy, MigrationConsent, MigrationPolicy, PendingBoot, Strategy, quota::Quota},
 };
 
 use super::{View, bodies};
@@ -36,6 +36,17 @@ pub struct SiteRow {
     pub own: Own,
     /// What it follows.
     pub effective: EffectiveRow,
+    /// Whether it answers boot requests, by its own decision; counts while it is `full`.
+    #[serde(default)]
+    pub local_pxe_enabled: Option<bool>,
+}
+
+impl SiteRow {
+    /// Whether boot requests are answered at all.
+    pub fn answers_boots(&self) -> bool {
+        let EffectiveRow { autonomy, pxe_enabled, .. } = self.effective;
+        site::answers_boots(autonomy, pxe_enabled, self.local_pxe_enabled)
+    }
 }
 
 /// Effective settings of a site.
@@ -53,18 +64,37 @@ pub struct EffectiveRow {
     pub heartbeat_s: u64,
     /// Longest life of an order in seconds.
     pub order_max_s: u64,
+    /// Attempts that a task has at most before a person looks at it.
+    pub max_install_attempts: u64,
+    /// Seconds in which an attempt must be heard of before it counts as failed.
+    pub install_timeout_s: u64,
     /// Documents that the site may bring into being at central.
     pub quota_documents: u64,
     /// Changes and journal entries per second that central takes from it.
     pub quota_changes_s: u64,
     /// Bytes of them per day.
     pub quota_bytes_day: u64,
+    /// How disagreements about its machines are settled.
+    pub conflict_resolution: Strategy,
+    /// What is said to claims without asking a person.
+    pub migration_policy: MigrationPolicy,
+    /// Whose consent approves a claim.
+    pub migration_consent: MigrationConsent,
+    /// Seconds that a claim waits for a decision.
+    pub claim_ttl_s: u64,
+    /// What a claimed machine is given until then.
+    pub pending_boot: PendingBoot,
     /// Where each value comes from that is not the default: `site`, or the id of a group.
     pub origins: BTreeMap<String, String>,
 }
 
 impl From<site::Effective> for EffectiveRow {
     fn from(effective: site::Effective) -> Self {
+        let (max_install_attempts, install_timeout_s) =
+            (effective.max_install_attempts(), effective.install_timeout_s());
+        let (migration_policy, migration_consent) =
+            (effective.migration_policy(), effective.migration_consent());
+        let (claim_ttl_s, pending_boot) = (effective.claim_ttl_s(), effective.pending_boot());
         let site::Effective {
             epoch,
             autonomy,
@@ -72,9 +102,16 @@ impl From<site::Effective> for EffectiveRow {
             pxe_enabled,
             heartbeat_s,
             order_max_s,
+            max_install_attempts: _,
+            install_timeout_s: _,
             quota_documents,
             quota_changes_s,
             quota_bytes_day,
+            conflict_resolution,
+            migration_policy: _,
+            migration_consent: _,
+            claim_ttl_s: _,
+            pending_boot: _,
             origins,
         } = effective;
         EffectiveRow {
@@ -84,9 +121,16 @@ impl From<site::Effective> for EffectiveRow {
             pxe_enabled,
             heartbeat_s,
             order_max_s,
+            max_install_attempts,
+            install_timeout_s,
             quota_documents,
             quota_changes_s,
             quota_bytes_day,
+            conflict_resolution: conflict_resolution.unwrap_or_default(),
+            migration_policy,
+            migration_consent,
+            claim_ttl_s,
+            pending_boot,
             origins: origins.unwrap_or_default(),
         }
     }
@@ -144,6 +188,10 @@ pub(super) fn refresh(sql: &Connection, doc: i64, document: &Document) -> Result
             .map(|side| side.value.clone())
             .unwrap_or_default()
             .into(),
+        // A site has one writer of it, and central in its stead.
+        local_pxe_enabled: contested::read(document, &site::local())
+            .newest()
+            .and_then(|side| side.value.pxe_enabled),
     };
     sql.prepare_cached(
         "INSERT OR REPLACE INTO view_sites (doc, id, name, grp, domain, body) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",

@@ -3,7 +3,7 @@
 use rusqlite::OptionalExtension;
 use serde::Serialize;
 use sync::{
-    id::{Incarnation, MacAddr, Origin, TaskId},
+    id::{Incarnation, MacAddr, NodeId, Origin, TaskId},
     time::Timestamp,
     wire::Telemetry,
 };
@@ -114,6 +114,15 @@ impl View<'_> {
             .prepare_cached("SELECT mac, answer, reason, first_at, last_at, count FROM boots WHERE mac = ?1")?
             .query_row([mac.0], boot_row)
             .optional()?)
+    }
+
+    /// When a machine last reported something here that was answered, by our clock.
+    pub fn last_report(&self, node: NodeId) -> Result<Option<Timestamp>, StoreError> {
+        let at: Option<i64> = self
+            .sql
+            .prepare_cached("SELECT max(at) FROM reports WHERE node = ?1")?
+            .query_row([node.as_bytes()], |row| row.get(0))?;
+        Ok(at.map(|at| Timestamp(at.unsigned_abs())))
     }
 
     /// How far the attempt of a task has come, if it said so here.

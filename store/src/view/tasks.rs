@@ -54,6 +54,9 @@ pub struct TaskRow {
     pub consumed_by: Option<ReportId>,
     /// How it ended.
     pub result: Option<String>,
+    /// Whether the current attempt was given up by a person after its first write.
+    #[serde(default)]
+    pub aborted: bool,
     /// Contested registers.
     pub contested: Vec<String>,
 }
@@ -172,6 +175,8 @@ impl View<'_> {
             install_nonce: node.install_nonce,
             other_task,
             contested: disputed,
+            fence_closed: self.fence_closed(node.id)?,
+            moved_to: self.moved_to(node, here)?,
             suspended: self
                 .suspended()?
                 .map_or_else(|| self.awaits_recovery(task.id), |why| Ok(Some(why)))?,
@@ -212,6 +217,7 @@ pub(super) fn refresh(sql: &Connection, doc: i64, document: &Document) -> Result
         cancelled: found.cancelled,
         consumed_by: found.consumed.filter(|used| used.attempt == current).map(|used| used.report),
         result: found.outcome.map(|outcome| outcome.detail),
+        aborted: found.aborted,
         contested: found.contested,
     };
     sql.prepare_cached(

@@ -3,30 +3,56 @@
 //! This is the only caller of Automerge's `get_all`. A [`Contested`] value is never silently one of its
 //! sides: whoever needs one value says which rule applies, and each rule depends on the document alone,
 //! so that replicas with equal heads act alike before anybody has settled anything.
+//!
+//! A neutral value, by which central settles, is read as what it repeats. Where somebody wrote beside it who had
+//! not heard of it, it counts for nothing: what it was chosen from stands again, less what that writer had seen.
+//! So whoever had seen all sides has the last word, and a side that he had not seen is not lost.
 
-use std::{ops::Range, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Range,
+    sync::Arc,
+};
 
 use automerge::{
     Automerge, ChangeHash, ObjId, ObjType, ReadDoc, ScalarValueRef, ValueRef,
     iter::{DocItem, MapRangeItem},
 };
 
-use super::{Document, Field, Fields, Register, Value, Written, register};
-use crate::id::{Origin, SiteId};
+use super::{
+    Class, Document, Field, Fields, Kind, Register, Value, Written,
+    register::{self, Settled, Untyped},
+    schema::RegisterSchema,
+};
+use crate::id::{Nonce, Origin, SiteId};
 
 /// One writer's value of a register.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Side<V> {
     /// The value.
     pub value: V,
-    /// Who wrote it.
+    /// Who wrote it; of a neutral value, who wrote what it repeats.
     pub written: Written,
+    /// Of a neutral value: who settled by it, when and why.
+    pub settled_by: Option<Written>,
     /// Change that wrote it.
     pub change: ChangeHash,
     /// Whether its writer had seen nothing but the genesis of the document.
     pub first: bool,
     /// Operation: counter and actor. The greater one is later in the order that Automerge gives.
     op: (u64, Vec<u8>),
+}
+
+impl<V> Side<V> {
+    /// The operation that wrote it: its number, and the actor.
+    pub fn op(&self) -> (u64, &[u8]) {
+        (self.op.0, &self.op.1)
+    }
+
+    /// The nonce that the register has.
+    pub fn nonce(&self) -> Nonce {
+        self.settled_by.as_ref().unwrap_or(&self.written).nonce
+    }
 }
 
 /// All sides of a register; more than one is a conflict.
@@ -86,10 +112,15 @@ impl<V> Contested<V> {
         if !self.is_contested() {
             return self.settled();
         }
-        self.agreed.as_deref().or_else(|| {
+        self.last_agreed().or_else(|| {
             let home = Origin::Site(home?);
             self.sides.iter().find(|side| side.written.site == home)
         })
+    }
+
+    /// While contested: the value that all sides had seen before they wrote, if it was one and the same.
+    pub fn last_agreed(&self) -> Option<&Side<V>> {
+        self.agreed.as_deref()
     }
 }
 
@@ -97,6 +128,23 @@ impl<V> Contested<V> {
 /// and a newer program's additions do not make a value unreadable.
 pub fn read<V: Value>(document: &Document, register: &Register<V>) -> Contested<V> {
     read_with(document, register, None)
+}
+
+/// Where a path like `hostname` or `tags/rack` leads in a document of the kind: container, key, and what the schema says.
+pub fn place(kind: Kind, path: &str) -> Option<(Option<&'static str>, &str, &'static RegisterSchema)> {
+    match path.split_once('/') {
+        Some((container, key)) => {
+            let schema = kind.schema().container(container)?;
+            Some((Some(schema.key), key, schema))
+        }
+        None => Some((None, path, kind.schema().register(path)?)),
+    }
+}
+
+/// Reads the register at a path, whatever its type; nothing where there can be none.
+pub fn read_path(document: &Document, path: &str) -> Option<Contested<Untyped>> {
+    let (container, key, _) = place(document.kind(), path)?;
+    Some(read(document, &Register::named(container, key.to_string())))
 }
 
 /// Reads `register` as somebody saw it who had these changes, all that they rest on, and nothing else.
@@ -113,7 +161,7 @@ fn read_with<V: Value>(
     let Some(parent) = document.containers().object(register.container) else {
         return Contested { sides: vec![], agreed: None };
     };
-    let sides = sides_at(document, &parent, &register.key, heads);
+    let sides = standing(document, &parent, &register.key, heads);
     let agreed = if sides.len() > 1 { last_agreed(document, &parent, &register.key, &sides) } else { None };
     Contested { sides, agreed }
 }
@@ -122,6 +170,57 @@ fn read_with<V: Value>(
 pub fn keys(document: &Document, container: &'static str) -> Vec<String> {
     let parent = document.containers().object(Some(container));
     parent.map(|parent| document.automerge().keys(&parent).collect()).unwrap_or_default()
+}
+
+/// A register that is contested, and what may be settled there.
+#[derive(Clone, Debug)]
+pub struct Disputed {
+    /// Genesis container that it is an entry of; none at the root.
+    pub container: Option<&'static str>,
+    /// Key in the container or at the root.
+    pub key: String,
+    /// What the schema says of it.
+    pub schema: &'static RegisterSchema,
+    /// All sides.
+    pub read: Contested<Untyped>,
+}
+
+impl Disputed {
+    /// Path of the register, for people.
+    pub fn path(&self) -> String {
+        self.container.map_or_else(|| self.key.clone(), |container| format!("{container}/{}", self.key))
+    }
+}
+
+/// Every contested fact, decision and intent of a document, sorted by path. Evidence and placement settle
+/// themselves, and what is written once has one writer.
+pub fn disputed(document: &Document) -> Vec<Disputed> {
+    let mut found = Vec::new();
+    for place in places(document) {
+        let container = place.map(|container| container.key);
+        let Some(parent) = document.containers().object(container) else { continue };
+        let conflicts = document.automerge().map_range(&parent, ..).filter(|item| item.conflict);
+        found.extend(conflicts.filter_map(|item| dispute(document, place, &item.key)));
+    }
+    found.sort_by_key(Disputed::path);
+    found
+}
+
+/// The root, and the containers of the kind.
+fn places(document: &Document) -> impl Iterator<Item = Option<&'static RegisterSchema>> {
+    std::iter::once(None).chain(document.kind().schema().containers.iter().map(Some))
+}
+
+/// What is contested under a key where Automerge has more than one value.
+fn dispute(document: &Document, place: Option<&'static RegisterSchema>, key: &str) -> Option<Disputed> {
+    let schema = place.or_else(|| document.kind().schema().register(key))?;
+    match schema.class {
+        Class::Observed | Class::Decision | Class::Intent => {}
+        Class::Evidence | Class::Placement | Class::Immutable => return None,
+    }
+    let container = place.map(|container| container.key);
+    let read = read(document, &Register::named(container, key.to_string()));
+    read.is_contested().then(|| Disputed { container, key: key.to_string(), schema, read })
 }
 
 /// Entries that a document of a machine has, with some to spare.
@@ -182,6 +281,18 @@ impl<'a> Registers<'a> {
         parent.into_iter().flat_map(|parent| self.entries(&parent)).map(|item| &*item.key)
     }
 
+    /// What [`disputed`] gives.
+    pub fn disputed(&self) -> Vec<Disputed> {
+        let mut found = Vec::new();
+        for place in places(self.document) {
+            let Some(parent) = self.container(place.map(|container| container.key)) else { continue };
+            let conflicts = self.entries(&parent).iter().filter(|item| item.conflict);
+            found.extend(conflicts.filter_map(|item| dispute(self.document, place, &item.key)));
+        }
+        found.sort_by_key(Disputed::path);
+        found
+    }
+
     fn entries(&self, object: &ObjId) -> &[MapRangeItem<'a>] {
         let found = self.objects.binary_search_by(|(known, _)| (**known).cmp(object));
         found.map(|place| &self.entries[self.objects[place].1.clone()]).unwrap_or_default()
@@ -221,15 +332,56 @@ fn sides_at<V: Value>(
     sides
 }
 
+/// The sides as they stand, neutral ones read as what they were chosen from where anybody wrote beside them.
+fn standing<V: Value>(
+    document: &Document,
+    parent: &ObjId,
+    key: &str,
+    heads: Option<&[ChangeHash]>,
+) -> Vec<Side<V>> {
+    let sides: Vec<Side<V>> = sides_at(document, parent, key, heads);
+    if sides.len() < 2 || sides.iter().all(|side| side.settled_by.is_none()) {
+        return sides;
+    }
+    let mut apart: BTreeMap<(u64, Vec<u8>), Side<V>> = BTreeMap::new();
+    let mut left = sides;
+    while let Some(side) = left.pop() {
+        match side.settled_by {
+            Some(_) => left.extend(sides_at(document, parent, key, Some(&deps(document, &side.change)))),
+            None => drop(apart.insert(side.op.clone(), side)),
+        }
+    }
+    let unseen = |by: &Side<V>| -> BTreeSet<ChangeHash> {
+        let after = document.automerge().get_changes_meta(&deps(document, &by.change));
+        after.into_iter().map(|meta| meta.hash).collect()
+    };
+    let unseen: Vec<_> = apart.values().map(|by| (by.op.clone(), unseen(by))).collect();
+    let is_seen =
+        |it: &Side<V>| unseen.iter().any(|(by, unseen)| *by != it.op && !unseen.contains(&it.change));
+    let seen: Vec<_> = apart.values().filter(|it| is_seen(it)).map(|it| it.op.clone()).collect();
+    apart.into_iter().filter(|(op, _)| !seen.contains(op)).map(|(_, side)| side).collect()
+}
+
+fn deps(document: &Document, change: &ChangeHash) -> Vec<ChangeHash> {
+    document.automerge().get_change_meta_by_hash(change).map(|meta| meta.deps.to_vec()).unwrap_or_default()
+}
+
 /// The side that the map `object` of a register is.
 fn side<V: Value>(document: &Document, object: &ObjId, fields: &Fields) -> Option<Side<V>> {
     let automerge = document.automerge();
     let change = automerge.hash_for_opid(object)?;
     let meta = automerge.get_change_meta_by_hash(&change)?;
     let ObjId::Id(counter, actor, _) = object else { return None };
+    let value = V::from_fields(fields).ok()?;
+    let (written, settled_by) = match (Written::from_fields(fields).ok()?, Settled::from_fields(fields).ok()?)
+    {
+        (written, None) => (written, None),
+        (by, Some(settled)) => (settled.of, Some(by)),
+    };
     Some(Side {
-        value: V::from_fields(fields).ok()?,
-        written: Written::from_fields(fields).ok()?,
+        value,
+        written,
+        settled_by,
         change,
         first: meta.deps.iter().all(|dep| *dep == document.genesis()),
         op: (*counter, actor.to_bytes().to_vec()),
@@ -245,8 +397,7 @@ fn last_agreed<V: Value>(
 ) -> Option<Box<Side<V>>> {
     let mut agreed: Option<Side<V>> = None;
     for side in sides {
-        let deps = document.automerge().get_change_meta_by_hash(&side.change)?.deps.to_vec();
-        let mut before = sides_at::<V>(document, parent, key, Some(&deps));
+        let mut before = standing::<V>(document, parent, key, Some(&deps(document, &side.change)));
         if before.len() != 1 {
             return None;
         }

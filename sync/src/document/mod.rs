@@ -2,12 +2,14 @@
 //!
 //! `schema` says which kinds there are and which registers each has; `genesis` computes the first change
 //! of a document; `register` is how a decision is written, `contested` how it is read, with every side
-//! that concurrent writers left; `settings` what descends from groups to sites; `node`, `site`, `group`, `workflow`, `task` and `proposal` are the kinds.
+//! that concurrent writers left; `settlement` how they end; `settings` what descends from groups to sites; `node`, `site`,
+//! `group`, `workflow`, `task`, `proposal` and `claim` are the kinds.
 //!
 //! Only maps and scalars are used: no lists, no text, no marks, no counters yet. Nothing is deleted.
 //! Deliberately absent: autosurgeon, whose reconcile clobbers concurrent edits, and any `get` besides
 //! [`contested::read`], because it hides conflicts.
 
+pub mod claim;
 pub mod contested;
 pub mod genesis;
 pub mod group;
@@ -16,14 +18,15 @@ pub mod proposal;
 pub mod register;
 pub mod schema;
 pub mod settings;
+pub mod settlement;
 pub mod site;
 pub mod task;
 pub mod workflow;
 
 use automerge::{ActorId, Automerge, Change, ChangeHash, ReadDoc};
 
-pub use contested::{Contested, Side};
-pub use register::{Author, Field, FieldError, Fields, Register, Value, Written};
+pub use contested::{Contested, Disputed, Side};
+pub use register::{Author, Field, FieldError, Fields, Register, Settled, Value, Written};
 pub use schema::{Class, Kind, Writers};
 
 use crate::id::DocumentId;

@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 
 use super::register::value;
-use super::{Document, Kind, Register, contested::Registers};
+use super::{
+    Document, Kind, Register,
+    contested::{Disputed, Registers},
+};
 use crate::{
     blob::Digest,
     id::{GroupId, MacAddr, NodeId, Nonce, SiteId, TaskId, WorkflowId},
@@ -173,6 +176,11 @@ pub fn home() -> Register<Home> {
     Register::at_root("home")
 }
 
+/// Register of the machine that this one is another interface of.
+pub fn alias() -> Register<Alias> {
+    Register::at_root("alias_of")
+}
+
 /// Register of the hardware summary.
 pub fn hardware() -> Register<Hardware> {
     Register::at_root("hardware")
@@ -210,6 +218,12 @@ pub struct InForce {
     pub wanted: Wanted,
     /// Hostname, empty if none.
     pub hostname: String,
+    /// Address, empty if none.
+    pub address: String,
+    /// Notes, empty if none.
+    pub notes: String,
+    /// Group that it belongs to, if any.
+    pub group: Option<GroupId>,
     /// Workflow, if any.
     pub workflow: Option<WorkflowId>,
     /// Tags that are set.
@@ -228,42 +242,30 @@ impl InForce {
 
     /// The same, where the registers were walked already.
     pub fn among(registers: &Registers<'_>) -> Self {
-        let mut disputed = Vec::new();
-        let mut note = |path: String, contested: bool| {
-            if contested {
-                disputed.push(path);
-            }
-        };
         let home = registers.read(&home());
         let at_home = home.newest().and_then(|side| side.value.home_site);
-
-        let state = registers.read(&state());
-        note("state".into(), state.is_contested());
+        let text = |register: &Register<Text>| {
+            let read = registers.read(register);
+            read.agreed(at_home).map(|side| side.value.value.clone()).unwrap_or_default()
+        };
+        let tags = registers.keys("tags").filter_map(|key| {
+            let read = registers.read(&tag(key));
+            Some((key.to_string(), read.agreed(at_home)?.value.value.clone()?))
+        });
         let wanted = registers.read(&wanted());
-        note("wanted".into(), wanted.is_contested());
-        let hostname = registers.read(&hostname());
-        note("hostname".into(), hostname.is_contested());
-        let workflow = registers.read(&workflow());
-        note("workflow".into(), workflow.is_contested());
-        let mut tags = BTreeMap::new();
-        for key in registers.keys("tags") {
-            let sides = registers.read(&tag(key));
-            note(format!("tags/{key}"), sides.is_contested());
-            if let Some(value) = sides.agreed(at_home).and_then(|side| side.value.value.clone()) {
-                tags.insert(key.to_string(), value);
-            }
-        }
-        disputed.sort();
         InForce {
             home: at_home,
             home_epoch: home.newest().map_or(0, |side| side.value.home_epoch),
-            state: state.of_home(at_home).map(|side| side.value.clone()),
+            state: registers.read(&state()).of_home(at_home).map(|side| side.value.clone()),
             wanted: wanted.least_by(|wish| wish.wanted).map_or(Wanted::Keep, |side| side.value.wanted),
-            hostname: hostname.agreed(at_home).map(|side| side.value.value.clone()).unwrap_or_default(),
-            workflow: workflow.agreed(at_home).and_then(|side| side.value.workflow),
-            tags,
+            hostname: text(&hostname()),
+            address: text(&address()),
+            notes: text(&notes()),
+            group: registers.read(&group()).agreed(at_home).and_then(|side| side.value.group),
+            workflow: registers.read(&workflow()).agreed(at_home).and_then(|side| side.value.workflow),
+            tags: tags.collect(),
             macs: registers.keys("macs").filter_map(|mac| mac.parse().ok()).collect(),
-            contested: disputed,
+            contested: registers.disputed().iter().map(Disputed::path).collect(),
         }
     }
 }

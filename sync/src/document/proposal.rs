@@ -5,20 +5,51 @@
 //! under its path and with the very fields that it would have there, so that nothing is lost on the way and
 //! whoever wished it stands in it.
 //!
-//! Deliberately absent: other actions. Those that a site's settings queue at its doors will have arguments
-//! of their own under other keys.
+//! The other actions are what somebody asked for at a door of the site. Those of `edit_node` are registers of the
+//! node likewise; the others have one argument of a type of their own, or none.
 
-use super::register::{Fields, RESERVED, Value, value};
-use super::{FieldError, Kind, Register};
-use crate::id::{DocumentId, ProposalId};
+use super::register::value;
+use super::{Kind, Register};
+use crate::{
+    id::{DocumentId, MacAddr, ProposalId, WorkflowId},
+    policy::words,
+};
 
-/// The action that writes registers of a document.
-pub const WRITE: &str = "write";
+words! {
+    /// What can be wished.
+    pub enum Act {
+        /// Registers of a document are written: what a site wrote that was not its to write.
+        Write = "write",
+        /// A node is edited.
+        EditNode = "edit_node",
+        /// A task is created for a node, with its order.
+        CreateTask = "create_task",
+        /// A task that waits for approval is approved.
+        ApproveTask = "approve_task",
+        /// The same is rejected.
+        RejectTask = "reject_task",
+        /// A task is withdrawn.
+        CancelTask = "cancel_task",
+        /// A failed task gets another attempt under a new order.
+        RetryTask = "retry_task",
+        /// An attempt that has consumed its order is given up.
+        AbortTask = "abort_task",
+        /// An unknown machine becomes a node of the site.
+        AdoptMachine = "adopt_machine",
+        /// The site's boot services are switched on or off.
+        SwitchPxe = "switch_pxe",
+        /// The site gives or withholds its consent to a claim.
+        ConsentToClaim = "consent_to_claim",
+    }
+}
+
+/// The word of the action that writes registers of a document.
+pub const WRITE: &str = Act::Write.as_str();
 
 value! {
     /// What is wished. Written once, with all of its arguments.
     pub struct Wish {
-        /// What is to be done; so far [`WRITE`].
+        /// What is to be done, a word of [`Act`].
         pub action: String,
         /// Kind of the document that it is about.
         pub about: Option<String>,
@@ -41,20 +72,41 @@ value! {
     }
 }
 
-/// One argument: of [`WRITE`] the fields of a register.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Argument(pub Fields);
-
-impl Value for Argument {
-    fn to_fields(&self) -> Fields {
-        self.0.clone()
-    }
-
-    fn from_fields(fields: &Fields) -> Result<Self, FieldError> {
-        let own = fields.iter().filter(|(name, _)| !RESERVED.contains(&name.as_str()));
-        Ok(Argument(own.map(|(name, field)| (name.clone(), field.clone())).collect()))
+value! {
+    /// Argument of `create_task`. The node is what the proposal is about.
+    pub struct Ordered {
+        /// What is installed.
+        pub workflow: WorkflowId,
+        /// Which version of it; the newest if absent.
+        pub version: Option<u64>,
+        /// Values for templates.
+        pub parameters: std::collections::BTreeMap<String, String>,
+        /// Free marks.
+        pub tags: std::collections::BTreeMap<String, String>,
     }
 }
+
+value! {
+    /// Argument of `adopt_machine`.
+    pub struct Machine {
+        /// The boot interface.
+        pub mac: MacAddr,
+    }
+}
+
+value! {
+    /// Argument of `switch_pxe`.
+    pub struct Switch {
+        /// On or off; absent: as the settings say.
+        pub enabled: Option<bool>,
+    }
+}
+
+/// Argument of `consent_to_claim`, as the claim itself has it.
+pub use super::claim::Consent;
+
+/// One argument: of [`WRITE`] the fields of a register.
+pub use super::register::Untyped as Argument;
 
 /// The kind of these documents.
 pub const KIND: Kind = Kind::Proposal;
@@ -67,7 +119,27 @@ pub fn wish() -> Register<Wish> {
     Register::at_root("wish")
 }
 
-/// Register of one argument; of [`WRITE`] the key is the path of the register.
+/// Register of what a task is to be.
+pub fn ordered() -> Register<Ordered> {
+    Register::within(ARGUMENTS, "task")
+}
+
+/// Register of the machine that is to be adopted.
+pub fn machine() -> Register<Machine> {
+    Register::within(ARGUMENTS, "machine")
+}
+
+/// Register of how boot services are to be.
+pub fn switch() -> Register<Switch> {
+    Register::within(ARGUMENTS, "pxe")
+}
+
+/// Register of what a side says to a claim.
+pub fn consent() -> Register<Consent> {
+    Register::within(ARGUMENTS, "consent")
+}
+
+/// Register of one argument; of [`WRITE`] and `edit_node` the key is the path of the register.
 pub fn argument(key: &str) -> Register<Argument> {
     Register::within(ARGUMENTS, key)
 }

@@ -17,8 +17,8 @@ use super::{Kind, genesis, schema::RegisterSchema};
 use crate::{
     blob::Digest,
     id::{
-        DocumentId, GroupId, Incarnation, MacAddr, NodeId, Nonce, Origin, ProposalId, ReportId, SiteId,
-        TaskId, WorkflowId,
+        ClaimId, DocumentId, GroupId, Incarnation, MacAddr, NodeId, Nonce, Origin, ProposalId, ReportId,
+        SiteId, TaskId, WorkflowId,
     },
     time::{Hlc, Timestamp},
 };
@@ -92,6 +92,16 @@ pub struct Written {
     pub policy_epoch: u64,
     /// Tells this writing from an equal one.
     pub nonce: Nonce,
+}
+
+/// What a neutral value says of the disagreement that it ends: whose value it repeats, and which values it was chosen
+/// from. Central alone writes one, and whoever reads it takes it for what it repeats.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settled {
+    /// Who wrote the value that it repeats, when and why.
+    pub of: Written,
+    /// Nonces of all sides, that one among them.
+    pub sides: Vec<Nonce>,
 }
 
 /// Who is about to write. One author is one transaction of one replica.
@@ -170,6 +180,11 @@ impl<V> Register<V> {
     /// A register by where it stands, when only running code knows which.
     pub(crate) fn named(container: Option<&'static str>, key: String) -> Self {
         Register { container, key, value: PhantomData }
+    }
+
+    /// Its key, at the root or in its container.
+    pub fn key(&self) -> &str {
+        &self.key
     }
 
     /// Path for people: `hostname`, `tags/rack`.
@@ -260,6 +275,26 @@ impl Edit<'_> {
         Ok(self.put(container, key, fields, why))
     }
 
+    /// Ends a disagreement by repeating one of its sides, `fields`, neutrally: `settled` says whose it is.
+    ///
+    /// # Panics
+    /// When the document lacks the container.
+    pub fn settle(
+        &mut self,
+        container: Option<&'static str>,
+        key: &str,
+        fields: Fields,
+        settled: &Settled,
+        why: &str,
+    ) -> Nonce {
+        let Settled { of, sides } = settled;
+        let mut said = of.to_fields();
+        said.insert("sides".to_string(), Field::Bytes(sides.iter().flat_map(|nonce| nonce.0).collect()));
+        let mut fields = fields;
+        fields.insert(SETTLES.to_string(), Field::Map(said));
+        self.put(container, key, fields, why)
+    }
+
     fn put(&mut self, within: Option<&'static str>, key: &str, mut fields: Fields, why: &str) -> Nonce {
         let parent = self.containers.object(within).expect("genesis made the container");
         // Each tells its register's writing from an equal one, which takes no randomness of its own: numbers
@@ -269,14 +304,16 @@ impl Edit<'_> {
             Some(Nonce(last)) => Nonce(u64::from_be_bytes(last).wrapping_add(1).to_be_bytes()),
         };
         self.nonce = Some(nonce);
-        fields.extend([
-            ("by".to_string(), Field::Str(self.author.by.clone())),
-            ("site".to_string(), Field::Str(self.author.site.to_string())),
-            ("at".to_string(), Field::Int(self.author.at.0)),
-            ("why".to_string(), Field::Str(why.to_string())),
-            ("policy_epoch".to_string(), Field::Uint(self.author.policy_epoch)),
-            ("nonce".to_string(), Field::Bytes(nonce.0.to_vec())),
-        ]);
+        let Author { by, site, at, policy_epoch, .. } = &*self.author;
+        let written = Written {
+            by: by.clone(),
+            site: *site,
+            at: *at,
+            why: why.to_string(),
+            policy_epoch: *policy_epoch,
+            nonce,
+        };
+        fields.extend(written.to_fields());
         put_map(&mut self.transaction, &parent, key, &fields);
         nonce
     }
@@ -312,10 +349,67 @@ fn put_map(transaction: &mut Transaction<'_>, parent: &ObjId, key: &str, fields:
     }
 }
 
-/// The names of the fields of [`Written`], which no value has.
-pub const RESERVED: [&str; 6] = ["by", "site", "at", "why", "policy_epoch", "nonce"];
+/// Name of the field that a neutral value has beside those of its value.
+pub const SETTLES: &str = "settles";
+
+/// The names of the fields of [`Written`] and [`Settled`], which no value has.
+pub const RESERVED: [&str; 7] = ["by", "site", "at", "why", "policy_epoch", "nonce", SETTLES];
+
+/// The fields that are a value's own.
+pub fn own(fields: &Fields) -> Fields {
+    let own = fields.iter().filter(|(name, _)| !RESERVED.contains(&name.as_str()));
+    own.map(|(name, field)| (name.clone(), field.clone())).collect()
+}
+
+/// A value of whatever type, as it stands in its register.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Untyped(pub Fields);
+
+impl Value for Untyped {
+    fn to_fields(&self) -> Fields {
+        self.0.clone()
+    }
+
+    fn from_fields(fields: &Fields) -> Result<Self, FieldError> {
+        Ok(Untyped(own(fields)))
+    }
+}
+
+impl Settled {
+    /// Reads what a neutral value settles; nothing of any other value.
+    ///
+    /// # Errors
+    /// The first field that is missing or of another type.
+    pub fn from_fields(fields: &Fields) -> Result<Option<Self>, FieldError> {
+        let said = match fields.get(SETTLES) {
+            None => return Ok(None),
+            Some(Field::Map(said)) => said,
+            Some(_) => return wrong(SETTLES, "a map"),
+        };
+        let Field::Bytes(bytes) = field(said, "sides")? else { return wrong("sides", "bytes") };
+        let (nonces, rest) = bytes.as_chunks::<8>();
+        if !rest.is_empty() {
+            return wrong("sides", "nonces");
+        }
+        Ok(Some(Settled {
+            of: Written::from_fields(said)?,
+            sides: nonces.iter().map(|nonce| Nonce(*nonce)).collect(),
+        }))
+    }
+}
 
 impl Written {
+    fn to_fields(&self) -> Fields {
+        Fields::from([
+            ("by".to_string(), Field::Str(self.by.clone())),
+            ("site".to_string(), Field::Str(self.site.to_string())),
+            ("at".to_string(), Field::Int(self.at.0)),
+            ("why".to_string(), Field::Str(self.why.clone())),
+            ("policy_epoch".to_string(), Field::Uint(self.policy_epoch)),
+            ("nonce".to_string(), Field::Bytes(self.nonce.0.to_vec())),
+        ])
+    }
+
     /// Reads who wrote a register from its map.
     ///
     /// # Errors
@@ -393,7 +487,7 @@ id_field! {
     NodeId => "a node id", SiteId => "a site id", TaskId => "a task id", WorkflowId => "a workflow id",
     GroupId => "a group id", Nonce => "a nonce", ReportId => "a report id", Digest => "a digest",
     MacAddr => "a MAC address", Incarnation => "an incarnation", DocumentId => "a document id",
-    ProposalId => "a proposal id",
+    ProposalId => "a proposal id", ClaimId => "a claim id",
 }
 
 impl FieldType for Timestamp {
@@ -457,6 +551,11 @@ word_field!(
     crate::policy::Wanted,
     crate::policy::TaskState,
     crate::policy::Autonomy,
+    crate::policy::Strategy,
+    crate::policy::MigrationPolicy,
+    crate::policy::MigrationConsent,
+    crate::policy::PendingBoot,
+    crate::policy::ClaimState,
     super::site::UnknownMachines
 );
 
@@ -622,7 +721,7 @@ mod tests {
 
     #[test]
     fn values_do_not_use_reserved_names() {
-        let reserved = ["by", "site", "at", "why", "policy_epoch", "nonce"];
+        let reserved = RESERVED;
         let mut fields = Effective::default().to_fields();
         fields.extend(
             task::Spec {

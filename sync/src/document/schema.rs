@@ -3,7 +3,7 @@
 //! The tables are the only source: ingress checks a peer's keys and values against them, and the typed
 //! registers of `node`, `site`, … name their entries.
 
-use super::{FieldError, Fields, Value, group, node, proposal, site, task, workflow};
+use super::{FieldError, Fields, Value, claim, group, node, proposal, site, task, workflow};
 use crate::policy::words;
 
 words! {
@@ -21,6 +21,8 @@ words! {
         Task = "task",
         /// What a site may not do itself and asks central for.
         Proposal = "proposal",
+        /// A wish that a machine be at home at another site.
+        Claim = "claim",
     }
 }
 
@@ -34,6 +36,7 @@ impl Kind {
             Kind::Workflow => 4,
             Kind::Task => 5,
             Kind::Proposal => 6,
+            Kind::Claim => 7,
         }
     }
 
@@ -51,6 +54,7 @@ impl Kind {
             Kind::Workflow => &WORKFLOW,
             Kind::Task => &TASK,
             Kind::Proposal => &PROPOSAL,
+            Kind::Claim => &CLAIM,
         }
     }
 }
@@ -83,6 +87,9 @@ pub enum Writers {
     Site,
     /// Each site its own key of a container.
     OwnKey,
+    /// Each site its own key of a container as far as its autonomy permits, and central any key for the people of that
+    /// site.
+    CentralAndOwnKey,
 }
 
 /// One register, or all entries of a container.
@@ -138,6 +145,7 @@ static SITE: KindSchema = KindSchema {
         register::<site::Effective>("effective", Class::Decision, Writers::Central),
         register::<site::Resumed>("resumed", Class::Decision, Writers::Central),
         register::<site::DirectoryDomain>("directory_domain", Class::Decision, Writers::Central),
+        register::<site::Local>("local", Class::Decision, Writers::CentralAndSite),
     ],
     containers: &[register::<site::Setting>("settings", Class::Decision, Writers::Central)],
 };
@@ -189,6 +197,7 @@ static TASK: KindSchema = KindSchema {
         register::<task::OrderRegister>("order", Class::Decision, Writers::CentralAndSite),
         register::<task::Consumed>("consumed", Class::Observed, Writers::Site),
         register::<task::Cancel>("cancel", Class::Decision, Writers::CentralAndSite),
+        register::<task::Abort>("abort", Class::Decision, Writers::CentralAndSite),
         register::<task::Outcome>("result", Class::Observed, Writers::Site),
     ],
     containers: &[],
@@ -200,4 +209,16 @@ static PROPOSAL: KindSchema = KindSchema {
         register::<proposal::Outcome>("outcome", Class::Decision, Writers::Central),
     ],
     containers: &[register::<proposal::Argument>("arguments", Class::Immutable, Writers::Site)],
+};
+
+static CLAIM: KindSchema = KindSchema {
+    registers: &[
+        register::<claim::Opened>("opened", Class::Immutable, Writers::CentralAndSite),
+        register::<claim::Evidence>("evidence", Class::Evidence, Writers::Site),
+        register::<claim::Asked>("asked", Class::Evidence, Writers::Site),
+        register::<claim::SeenAtHome>("seen_at_home", Class::Evidence, Writers::Site),
+        register::<claim::Decision>("decision", Class::Decision, Writers::Central),
+        register::<claim::Fence>("fence", Class::Decision, Writers::Central),
+    ],
+    containers: &[register::<claim::Consent>("consent", Class::Decision, Writers::CentralAndOwnKey)],
 };

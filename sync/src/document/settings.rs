@@ -10,7 +10,10 @@ use super::{
     Document, Kind, contested, group,
     site::{self, Effective},
 };
-use crate::{id::GroupId, policy::words};
+use crate::{
+    id::GroupId,
+    policy::{order::ATTEMPTS_CEILING, words},
+};
 
 words! {
     /// A setting.
@@ -25,12 +28,26 @@ words! {
         HeartbeatS = "heartbeat_s",
         /// Longest life of an order in seconds.
         OrderMaxS = "order_max_s",
+        /// Attempts that a task has at most before a person looks at it.
+        MaxInstallAttempts = "max_install_attempts",
+        /// Seconds in which an attempt must be heard of before it counts as failed.
+        InstallTimeoutS = "install_timeout_s",
         /// Documents that the site may bring into being at central.
         QuotaDocuments = "quota_documents",
         /// Changes and journal entries per second that central takes from it.
         QuotaChangesS = "quota_changes_s",
         /// Bytes of them per day.
         QuotaBytesDay = "quota_bytes_day",
+        /// How disagreements are settled.
+        ConflictResolution = "conflict_resolution",
+        /// What is said to claims without asking a person.
+        MigrationPolicy = "migration_policy",
+        /// Whose consent approves a claim.
+        MigrationConsent = "migration_consent",
+        /// Seconds that a claim waits for a decision.
+        ClaimTtlS = "claim_ttl_s",
+        /// What a claimed machine is given until then.
+        PendingBoot = "pending_boot",
     }
 }
 
@@ -84,9 +101,16 @@ impl Key {
             Key::PxeEnabled => "true or false",
             Key::HeartbeatS => "1 to 300 seconds",
             Key::OrderMaxS => "7200 to 259200 seconds",
+            Key::MaxInstallAttempts => "1 to 10 attempts",
+            Key::InstallTimeoutS => "600 to 604800 seconds",
             Key::QuotaDocuments => "a number of documents",
             Key::QuotaChangesS => "1 to 100000 changes a second",
             Key::QuotaBytesDay => "at least 1048576 bytes",
+            Key::ConflictResolution => "central_wins, last_write, site_wins or manual",
+            Key::MigrationPolicy => "manual, auto_accept, auto_release or bidirectional",
+            Key::MigrationConsent => "either or both",
+            Key::ClaimTtlS => "3600 to 31536000 seconds",
+            Key::PendingBoot => "minimal, normal or refuse",
         }
     }
 
@@ -110,6 +134,14 @@ impl Key {
             Key::OrderMaxS => {
                 into.order_max_s = parsed(value, |s| (7_200..=259_200).contains(s)).ok_or_else(wrong)?;
             }
+            Key::MaxInstallAttempts => {
+                let most = parsed(value, |most| (1..=ATTEMPTS_CEILING).contains(most)).ok_or_else(wrong)?;
+                into.max_install_attempts = Some(most);
+            }
+            Key::InstallTimeoutS => {
+                let wait = parsed(value, |s| (600..=604_800).contains(s)).ok_or_else(wrong)?;
+                into.install_timeout_s = Some(wait);
+            }
             Key::QuotaDocuments => into.quota_documents = parsed(value, |_| true).ok_or_else(wrong)?,
             Key::QuotaChangesS => {
                 into.quota_changes_s =
@@ -118,6 +150,20 @@ impl Key {
             Key::QuotaBytesDay => {
                 into.quota_bytes_day = parsed(value, |bytes| *bytes >= 1 << 20).ok_or_else(wrong)?;
             }
+            Key::ConflictResolution => {
+                into.conflict_resolution = Some(parsed(value, |_| true).ok_or_else(wrong)?);
+            }
+            Key::MigrationPolicy => {
+                into.migration_policy = Some(parsed(value, |_| true).ok_or_else(wrong)?);
+            }
+            Key::MigrationConsent => {
+                into.migration_consent = Some(parsed(value, |_| true).ok_or_else(wrong)?);
+            }
+            Key::ClaimTtlS => {
+                let range = 3_600..=31_536_000;
+                into.claim_ttl_s = Some(parsed(value, |s| range.contains(s)).ok_or_else(wrong)?);
+            }
+            Key::PendingBoot => into.pending_boot = Some(parsed(value, |_| true).ok_or_else(wrong)?),
         }
         Ok(())
     }
@@ -128,7 +174,7 @@ pub fn own(document: &Document) -> Own {
     let register = match document.kind() {
         Kind::Site => site::setting,
         Kind::Group => group::setting,
-        Kind::Node | Kind::Workflow | Kind::Task | Kind::Proposal => return Own::new(),
+        Kind::Node | Kind::Workflow | Kind::Task | Kind::Proposal | Kind::Claim => return Own::new(),
     };
     let said = |key: &Key| {
         let read = contested::read(document, &register(key.as_str()));
@@ -193,9 +239,16 @@ mod tests {
             (Key::PxeEnabled, "yes"),
             (Key::HeartbeatS, "0"),
             (Key::OrderMaxS, "7199"),
+            (Key::MaxInstallAttempts, "11"),
+            (Key::InstallTimeoutS, "599"),
             (Key::QuotaDocuments, "-1"),
             (Key::QuotaChangesS, "100001"),
             (Key::QuotaBytesDay, "1048575"),
+            (Key::ConflictResolution, "mine"),
+            (Key::MigrationPolicy, "auto"),
+            (Key::MigrationConsent, "none"),
+            (Key::ClaimTtlS, "3599"),
+            (Key::PendingBoot, "disk"),
         ];
         for (key, value) in wrong {
             let error = key.put(value, &mut effective).expect_err(value);
@@ -215,15 +268,22 @@ mod tests {
             (Key::PxeEnabled, "false"),
             (Key::HeartbeatS, "300"),
             (Key::OrderMaxS, "7200"),
+            (Key::MaxInstallAttempts, "10"),
+            (Key::InstallTimeoutS, "600"),
             (Key::QuotaDocuments, "0"),
             (Key::QuotaChangesS, "1"),
             (Key::QuotaBytesDay, "1048576"),
+            (Key::ConflictResolution, "manual"),
+            (Key::MigrationPolicy, "bidirectional"),
+            (Key::MigrationConsent, "both"),
+            (Key::ClaimTtlS, "3600"),
+            (Key::PendingBoot, "refuse"),
         ] {
             let said = descend(0, &[level(Source::Site, &[(key, value)])]);
             let default = Effective { origins: said.origins.clone(), ..Effective::default() };
             assert_ne!(said, default, "{key}");
         }
-        assert_eq!(Key::ALL.len(), 8);
+        assert_eq!(Key::ALL.len(), 15);
         let group = Source::Group(GroupId([9; 16]));
         assert_eq!([Source::Site, group].map(|it| it.to_string().parse()), [Ok(Source::Site), Ok(group)]);
     }

@@ -4,7 +4,10 @@
 use std::collections::BTreeMap;
 
 use super::register::value;
-use super::{Document, Kind, Register, contested};
+use super::{
+    Document, Kind, Register,
+    contested::{self, Disputed},
+};
 use crate::{
     id::{NodeId, Nonce, ReportId, SiteId, WorkflowId},
     policy::TaskState,
@@ -94,6 +97,14 @@ value! {
 }
 
 value! {
+    /// That an attempt was given up after its order was consumed.
+    pub struct Abort {
+        /// The attempt.
+        pub attempt: u64,
+    }
+}
+
+value! {
     /// How the task ended.
     pub struct Outcome {
         /// Whether the machine reported completion.
@@ -136,6 +147,11 @@ pub fn cancel() -> Register<Cancel> {
     Register::at_root("cancel")
 }
 
+/// Register of the attempt that was given up.
+pub fn abort() -> Register<Abort> {
+    Register::at_root("abort")
+}
+
 /// Register of the end.
 pub fn outcome() -> Register<Outcome> {
     Register::at_root("result")
@@ -147,7 +163,7 @@ pub struct InForce {
     /// What is to be done; nothing while only the genesis is here.
     pub spec: Option<Spec>,
     /// Where it stands: what the site wrote, unless people withdrew, rejected or approved it before the
-    /// first write, which the site may not know yet.
+    /// first write, or gave up the attempt after it, which the site may not know yet.
     pub state: TaskState,
     /// Attempt that the state speaks of, from 1.
     pub attempt: u64,
@@ -159,6 +175,8 @@ pub struct InForce {
     pub cancelled: bool,
     /// The consumption, if any: the first by stamp.
     pub consumed: Option<Consumed>,
+    /// Whether the present attempt was given up after its order was consumed.
+    pub aborted: bool,
     /// How it ended.
     pub outcome: Option<Outcome>,
     /// Paths of contested registers, sorted.
@@ -175,21 +193,8 @@ impl InForce {
         let approval = contested::read(document, &approval());
         let cancel = contested::read(document, &cancel());
         let consumed = contested::read(document, &consumed());
+        let abort = contested::read(document, &abort());
         let outcome = contested::read(document, &outcome());
-        let mut disputed: Vec<String> = [
-            ("spec", spec.is_contested()),
-            ("state", state.is_contested()),
-            ("order", order.is_contested()),
-            ("approval", approval.is_contested()),
-            ("cancel", cancel.is_contested()),
-            ("consumed", consumed.is_contested()),
-            ("result", outcome.is_contested()),
-        ]
-        .into_iter()
-        .filter(|(_, contested)| *contested)
-        .map(|(path, _)| path.to_string())
-        .collect();
-        disputed.sort();
         let consumed = consumed.of_home(site).map(|side| side.value.clone());
         let order = order.least_by(|order| order.not_after).map(|side| side.value.clone());
         let attempt = order.as_ref().map_or(1, |order| order.attempt);
@@ -198,17 +203,26 @@ impl InForce {
             cancelled: cancel.settled().is_some_and(|side| side.value.cancelled),
             approved: approval.settled().map(|side| side.value.approved),
         };
-        let written = state.of_home(site).map_or(TaskState::Pending, |side| side.value.state);
+        let aborted = begun && abort.sides().iter().any(|side| side.value.attempt == attempt);
+        // What the site wrote of an attempt says nothing of the next one.
+        let written = state.of_home(site).filter(|side| side.value.attempt >= attempt);
+        let written = written.map_or(TaskState::Pending, |side| side.value.state);
+        let state_now = match (begun, aborted && !written.is_final()) {
+            (true, true) => TaskState::Failed,
+            (true, false) => written,
+            (false, _) => decided.of(written),
+        };
         InForce {
             spec: spec.settled().map(|side| side.value.clone()),
-            state: if begun { written } else { decided.of(written) },
-            attempt: state.of_home(site).map_or(1, |side| side.value.attempt),
+            state: state_now,
+            attempt: state.of_home(site).map_or(attempt, |side| side.value.attempt.max(attempt)),
             order,
             approved: approval.least_by(|approval| approval.approved).map(|side| side.value.approved),
             cancelled: cancel.least_by(|cancel| !cancel.cancelled).is_some_and(|side| side.value.cancelled),
             consumed,
+            aborted,
             outcome: outcome.of_home(site).map(|side| side.value.clone()),
-            contested: disputed,
+            contested: contested::disputed(document).iter().map(Disputed::path).collect(),
         }
     }
 }

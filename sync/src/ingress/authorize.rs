@@ -17,10 +17,10 @@ use automerge::{Change, ChangeHash};
 use super::Write;
 use crate::{
     document::{
-        Class, Contested, Document, FieldError, Fields, Kind, Register, Value, Writers, contested, node,
-        proposal, schema::RegisterSchema, task,
+        Class, Contested, Document, FieldError, Fields, Kind, Register, Value, Writers, claim, contested,
+        node, proposal, register::SETTLES, schema::RegisterSchema, task,
     },
-    id::{DocumentId, Origin, SiteId},
+    id::{ClaimId, DocumentId, Origin, SiteId},
     policy::{Action, Autonomy, NodeState, Verdict, Wanted, autonomy, order},
     time::Timestamp,
 };
@@ -149,6 +149,16 @@ pub enum Denied {
     /// A proposal is written at once, by whoever makes it.
     #[error("{0} is no part of a proposal that is made here")]
     Unproposed(Target),
+    /// A claim of somebody else, or about something else than its id says.
+    #[error("{target} is not {name}'s to write: {why}")]
+    OthersClaim {
+        /// Which register.
+        target: Target,
+        /// Whose it is.
+        why: &'static str,
+        /// Who delivers it.
+        name: String,
+    },
     /// A site gives itself no longer order than it could be given.
     #[error("{target} ends at {not_after}, later than {latest}: no order lives longer than 72 hours")]
     OrderTooLong {
@@ -159,6 +169,9 @@ pub enum Denied {
         /// The latest that would do.
         latest: Timestamp,
     },
+    /// A neutral value.
+    #[error("{0} settles a disagreement, which central alone does")]
+    Settles(Target),
     /// What was withdrawn or retired is brought back.
     #[error("{0} was decided for good, and only central takes that back")]
     ForGood(Target),
@@ -183,11 +196,13 @@ pub fn authorize(
     }
     case.in_own_name()?;
     match document.kind() {
-        Kind::Site | Kind::Group => case.each(|write, _| Err(Denied::Central(case.target(write)))),
+        Kind::Site => case.site(),
+        Kind::Group => case.each(|write, _| Err(Denied::Central(case.target(write)))),
         Kind::Node => case.node(),
         Kind::Workflow => case.workflow(),
         Kind::Task => case.task(),
         Kind::Proposal => case.proposal(),
+        Kind::Claim => case.claim(),
     }
 }
 
@@ -220,10 +235,13 @@ impl Case<'_> {
         let mut once = BTreeSet::new();
         for write in self.writes {
             let schema = write.schema.ok_or_else(|| Denied::Unknown(self.target(write)))?;
+            if write.fields.contains_key(SETTLES) {
+                return Err(Denied::Settles(self.target(write)));
+            }
             match schema.writers {
                 Writers::Central => return Err(Denied::Central(self.target(write))),
                 // Wherever a machine is seen, whatever a site was told of it.
-                Writers::OwnKey => {}
+                Writers::OwnKey | Writers::CentralAndOwnKey => {}
                 Writers::CentralAndSite | Writers::Site if released => {
                     return Err(Denied::Released { target: self.target(write), name: self.name() });
                 }
@@ -247,6 +265,15 @@ impl Case<'_> {
                 && home.newest().is_none_or(|side| side.value.home_site.is_none())
         };
         self.delivery.released && !(self.delivery.beyond && is_anew())
+    }
+
+    /// A site decides for itself what its settings leave to it.
+    fn site(&self) -> Result<(), Denied> {
+        let is_own = self.document.id() == self.delivery.site.into();
+        self.each(|write, _| match (write.container, write.key.as_str()) {
+            (None, "local") if is_own => self.may(write, Action::LocalDhcp),
+            (_, _) => Err(Denied::Central(self.target(write))),
+        })
     }
 
     /// Who is at home somewhere is written there; who is at home nowhere, wherever it is seen.
@@ -325,6 +352,7 @@ impl Case<'_> {
                 }
                 (None, "order") => self.order(write),
                 (None, "approval") => self.may(write, Action::ApproveTask),
+                (None, "abort") => self.may(write, Action::AbortAttempt),
                 (None, "cancel") => {
                     let withdrawn = task::Cancel::from_fields(&write.fields).is_ok_and(|it| it.cancelled);
                     if !withdrawn {
@@ -347,6 +375,41 @@ impl Case<'_> {
             (None, "wish") => self.may(write, Action::RecordFact),
             (Some(proposal::ARGUMENTS), _) if makes_it => self.may(write, Action::RecordFact),
             (_, _) => Err(Denied::Unproposed(self.target(write))),
+        })
+    }
+
+    /// A site claims machines for itself alone, and speaks for its own side of a claim.
+    fn claim(&self) -> Result<(), Denied> {
+        let us = self.delivery.site;
+        let id = ClaimId::from(self.document.id());
+        let mut opened: Vec<claim::Opened> = contested::read(self.document, &claim::opened())
+            .sides()
+            .iter()
+            .map(|side| side.value.clone())
+            .collect();
+        let makes = self.writes.iter().filter(|write| is_root(write, "opened"));
+        opened.extend(makes.filter_map(|write| claim::Opened::from_fields(&write.fields).ok()));
+        let fits = |it: &claim::Opened| ClaimId::of(it.node, it.to_site, it.home_epoch) == id;
+        let is_target = opened.iter().any(|it| fits(it) && it.to_site == us);
+        let is_home = opened.iter().any(|it| fits(it) && it.from_site == us);
+        let other = |write: &Write, why| {
+            Err(Denied::OthersClaim { target: self.target(write), why, name: self.name() })
+        };
+        self.each(|write, _| match (write.container, write.key.as_str()) {
+            (None, "opened") => match claim::Opened::from_fields(&write.fields) {
+                Ok(it) if !fits(&it) => other(write, "the claim is about something else"),
+                Ok(it) if it.to_site != us => other(write, "a site claims machines for itself"),
+                Ok(it) if it.from_site == us => other(write, "the machine is at home there already"),
+                Ok(_) => self.may(write, Action::RecordFact),
+                Err(_) => Err(Denied::Unknown(self.target(write))),
+            },
+            (None, "evidence" | "asked") if is_target => self.may(write, Action::RecordFact),
+            (None, "evidence" | "asked") => other(write, "another site claims the machine"),
+            (None, "seen_at_home") if is_home => self.may(write, Action::RecordFact),
+            (None, "seen_at_home") => other(write, "the machine is at home elsewhere"),
+            (Some("consent"), _) if is_target || is_home => self.may(write, Action::ConsentToClaim),
+            (Some("consent"), _) => other(write, "it is neither side of the claim"),
+            (_, _) => Err(Denied::Central(self.target(write))),
         })
     }
 
@@ -373,7 +436,7 @@ impl Case<'_> {
         let cancelled = self.before(&task::cancel());
         let cancelled = cancelled.sides().iter().any(|side| side.value.cancelled);
         last.checked_add(1) == Some(order.attempt)
-            && order.attempt <= order::MAX_INSTALL_ATTEMPTS
+            && order.attempt <= order::ATTEMPTS_CEILING
             && used
             && !cancelled
     }
@@ -465,9 +528,10 @@ mod tests {
     };
     use crate::{
         blob::Digest,
-        document::{group, register::Edit, site, workflow},
-        id::{MacAddr, NodeId, Nonce, ReportId, WorkflowId},
-        policy::TaskState,
+        document::{Settled, Written, group, register::Edit, site, workflow},
+        id::{ClaimId, MacAddr, NodeId, Nonce, ReportId, WorkflowId},
+        policy::{ClaimState, TaskState},
+        time::Hlc,
     };
 
     const LYON_SITE: SiteId = SiteId([2; 16]);
@@ -488,7 +552,7 @@ mod tests {
     }
 
     fn at(step: i64) -> i64 {
-        crate::time::Hlc::at(AT).0 + step
+        Hlc::at(AT).0 + step
     }
 
     fn empty(kind: Kind) -> Document {
@@ -559,6 +623,11 @@ mod tests {
         proposal::Argument(node::Wish { wanted: Wanted::Retired }.to_fields())
     }
 
+    /// Lyon claims a machine of Bern's, or Bern one of Lyon's.
+    fn a_claim(to_site: SiteId, from_site: SiteId) -> claim::Opened {
+        claim::Opened { node: NodeId([8; 16]), to_site, from_site, home_epoch: 1, first_seen: AT }
+    }
+
     fn state(state: NodeState) -> node::State {
         let cause = "seen booting".into();
         node::State { state, cause, task: None, attempt: None, error: None, install_nonce: None }
@@ -590,6 +659,7 @@ mod tests {
                 let here = site::Resumed { incarnation: crate::id::Incarnation([2; 16]) };
                 edit.set(&site::resumed(), &here, "")
             }
+            "site local" => edit.set(&site::local(), &site::Local { pxe_enabled: Some(false) }, ""),
             "site directory_domain" => {
                 let whole = site::DirectoryDomain { group: None };
                 edit.set(&site::directory_domain(), &whole, "")
@@ -626,6 +696,18 @@ mod tests {
             "node wanted" => edit.set(&node::wanted(), &node::Wish { wanted: Wanted::Reprovision }, ""),
             "node wanted: retired" => edit.set(&node::wanted(), &node::Wish { wanted: Wanted::Keep }, ""),
             "node hostname" => edit.set(&node::hostname(), &text("pos-1"), ""),
+            "node hostname: settled" => {
+                let of = Written {
+                    by: "bob".into(),
+                    site: LYON,
+                    at: Hlc::at(AT),
+                    why: String::new(),
+                    policy_epoch: 1,
+                    nonce: Nonce([9; 8]),
+                };
+                let settled = Settled { sides: vec![of.nonce], of };
+                edit.settle(None, "hostname", text("pos-1").to_fields(), &settled, "")
+            }
             "node address" => edit.set(&node::address(), &text("10.0.0.9"), ""),
             "node notes" => edit.set(&node::notes(), &text("under the till"), ""),
             "node group" => edit.set(&node::group(), &node::GroupRef { group: None }, ""),
@@ -652,6 +734,7 @@ mod tests {
             "task consumed" => edit.set(&task::consumed(), &consumed(1), ""),
             "task cancel" => edit.set(&task::cancel(), &task::Cancel { cancelled: true }, ""),
             "task cancel: revoked" => edit.set(&task::cancel(), &task::Cancel { cancelled: false }, ""),
+            "task abort" => edit.set(&task::abort(), &task::Abort { attempt: 1 }, ""),
             "task result" => edit.set(&task::outcome(), &outcome, ""),
             "proposal wish" => {
                 edit.set(&proposal::argument("wanted"), &an_argument(), "");
@@ -662,6 +745,51 @@ mod tests {
                 let done = proposal::Outcome { applied: true, reason: String::new() };
                 edit.set(&proposal::outcome(), &done, "")
             }
+            "claim opened" => edit.set(&claim::opened(), &a_claim(LYON_SITE, BERN_SITE), ""),
+            "claim opened: for another" => edit.set(&claim::opened(), &a_claim(BERN_SITE, LYON_SITE), ""),
+            "claim opened: other id" => {
+                let other = claim::Opened { home_epoch: 2, ..a_claim(LYON_SITE, BERN_SITE) };
+                edit.set(&claim::opened(), &other, "")
+            }
+            "claim evidence" => edit.set(
+                &claim::evidence(),
+                &claim::Evidence {
+                    macs: BTreeMap::new(),
+                    serial: Some("1234".into()),
+                    system_uuid: None,
+                    vendor: None,
+                    model: None,
+                    address: None,
+                },
+                "",
+            ),
+            "claim asked" => edit.set(&claim::asked(), &claim::Asked { round: 1, booted_at: AT }, ""),
+            "claim seen_at_home" => {
+                edit.set(&claim::seen_at_home(), &claim::SeenAtHome { round: 1, booted_at: AT }, "")
+            }
+            "claim consent" => edit.set(&claim::consent(LYON_SITE), &claim::Consent { consents: true }, ""),
+            "claim decision" => edit.set(
+                &claim::decision(),
+                &claim::Decision {
+                    state: ClaimState::Approved,
+                    round: 1,
+                    expires_at: AT,
+                    policy_matched: None,
+                    auto_approve_eligible: true,
+                    automatic: true,
+                    was_rejected: false,
+                    decided_by: None,
+                    reason: String::new(),
+                    to_name: String::new(),
+                    from_name: String::new(),
+                },
+                "",
+            ),
+            "claim fence" => {
+                let open =
+                    claim::Fence { closed: false, until: None, reason: String::new(), broken_by: None };
+                edit.set(&claim::fence(), &open, "")
+            }
             evidence_row => {
                 let name = evidence_row.strip_prefix("node ").expect("a row of the table");
                 let name = node::EVIDENCE.into_iter().find(|it| *it == name);
@@ -670,10 +798,20 @@ mod tests {
         };
     }
 
+    /// The document of a site's claim.
+    fn claimed(to: SiteId) -> Document {
+        Document::new(Kind::Claim, ClaimId::of(NodeId([8; 16]), to, 1).into())
+    }
+
     /// The document as it was to Lyon when it wrote the register of `row`.
     fn situation(kind: Kind, place: &str, row: &str) -> Document {
-        let mut document = empty(kind);
         let site = if place == "elsewhere" { BERN_SITE } else { LYON_SITE };
+        let mut document = match (kind, place) {
+            (Kind::Claim, "new" | "elsewhere") if row != "claim opened: for another" => claimed(LYON_SITE),
+            (Kind::Claim, _) => claimed(BERN_SITE),
+            (Kind::Site, _) => Document::new(kind, site.into()),
+            (_, _) => empty(kind),
+        };
         if row == "node wanted: retired" {
             central(&mut document, 1, &node::wanted(), &node::Wish { wanted: Wanted::Retired });
         }
@@ -702,6 +840,16 @@ mod tests {
                 write(&mut document, author(2, LYON, at(2)), &proposal::wish(), &a_wish());
             }
             (Kind::Group, _) => central(&mut document, 2, &group::parent(), &group::Parent { parent: None }),
+            // Here: the machine is at home there; elsewhere: it boots there; released: it is neither.
+            (Kind::Claim, "here") => {
+                central(&mut document, 2, &claim::opened(), &a_claim(BERN_SITE, LYON_SITE))
+            }
+            (Kind::Claim, "elsewhere") => {
+                central(&mut document, 2, &claim::opened(), &a_claim(LYON_SITE, BERN_SITE));
+            }
+            (Kind::Claim, _) => {
+                central(&mut document, 2, &claim::opened(), &a_claim(BERN_SITE, SiteId([4; 16])));
+            }
         }
         document
     }
@@ -756,7 +904,7 @@ mod tests {
                 assert!(named.contains(&format!("{kind} {}", register.key)), "{kind} {}", register.key);
             }
         }
-        assert_eq!(cells, 46 * 4 * 3);
+        assert_eq!(cells, 58 * 4 * 3);
     }
 
     #[test]
@@ -774,6 +922,7 @@ mod tests {
         case("an actor of another site", "here", "node hostname", foreign);
         case("autonomy", "here", "node wanted", lyon(Autonomy::Limited));
         case("an adoption", "new", "node state: discovered", lyon(Autonomy::ReadOnly));
+        case("a settlement", "here", "node hostname: settled", lyon(Autonomy::Full));
         case("settings", "here", "site settings", lyon(Autonomy::Full));
         case("a placement", "here", "node home", lyon(Autonomy::Full));
         case("a visitor", "elsewhere", "node state: installed", lyon(Autonomy::Full));
@@ -788,12 +937,18 @@ mod tests {
         case("a proposal changed", "here", "proposal arguments", lyon(Autonomy::Full));
         case("half a proposal", "new", "proposal arguments", lyon(Autonomy::Full));
         case("an answer to oneself", "here", "proposal outcome", lyon(Autonomy::Full));
+        case("a claim for another site", "new", "claim opened: for another", lyon(Autonomy::Full));
+        case("a claim under another name", "new", "claim opened: other id", lyon(Autonomy::Full));
+        case("a claim decided by who makes it", "elsewhere", "claim decision", lyon(Autonomy::Full));
+        case("a consent to what others do", "released", "claim consent", lyon(Autonomy::Full));
+        case("a consent above one's autonomy", "here", "claim consent", lyon(Autonomy::Limited));
         case("a machine brought back", "here", "node wanted: retired", lyon(Autonomy::Full));
         expect![[r#"
             an actor of another site: the change is by replica 02020202020202020202020202020202, which is not one of lyon's
             autonomy: `wanted` of node 07070707070707070707070707070707 needs autonomy `full`; lyon has `limited`
             an adoption: `state` of node 07070707070707070707070707070707 needs autonomy `limited`; lyon has `readonly`
-            settings: `settings/autonomy` of site 07070707070707070707070707070707 is written by central alone
+            a settlement: `hostname` of node 07070707070707070707070707070707 settles a disagreement, which central alone does
+            settings: `settings/autonomy` of site 02020202020202020202020202020202 is written by central alone
             a placement: `home` of node 07070707070707070707070707070707 is written by central alone
             a visitor: `state` of node 07070707070707070707070707070707 is not lyon's to write: the machine is at home at site 03030303030303030303030303030303, and only visited there
             a document given back: `state` of task 07070707070707070707070707070707 was written after lyon had acknowledged that this task is not its own
@@ -807,6 +962,11 @@ mod tests {
             a proposal changed: `arguments/workflow` of proposal 07070707070707070707070707070707 is there already and never written again
             half a proposal: `arguments/workflow` of proposal 07070707070707070707070707070707 is no part of a proposal that is made here
             an answer to oneself: `outcome` of proposal 07070707070707070707070707070707 is written by central alone
+            a claim for another site: `opened` of claim 9aa7b0283f7a8b49e9a53fd15b16cca4 is not lyon's to write: a site claims machines for itself
+            a claim under another name: `opened` of claim 6b9d0f8535a31000e6b61000e7f135ca is not lyon's to write: the claim is about something else
+            a claim decided by who makes it: `decision` of claim 6b9d0f8535a31000e6b61000e7f135ca is written by central alone
+            a consent to what others do: `consent/02020202020202020202020202020202` of claim 9aa7b0283f7a8b49e9a53fd15b16cca4 is not lyon's to write: it is neither side of the claim
+            a consent above one's autonomy: `consent/02020202020202020202020202020202` of claim 9aa7b0283f7a8b49e9a53fd15b16cca4 needs autonomy `full`; lyon has `limited`
             a machine brought back: `wanted` of node 07070707070707070707070707070707 was decided for good, and only central takes that back
         "#]].assert_eq(&report);
     }
@@ -973,14 +1133,16 @@ mod tests {
         };
         case("the second attempt after the first", 1, true, false, 2);
         case("the third after the second", 2, true, false, 3);
-        case("a fourth", 3, true, false, 4);
+        case("the last that a setting can allow", 9, true, false, 10);
+        case("an eleventh", 10, true, false, 11);
         case("the second while the first was not begun", 1, false, false, 2);
         case("the first once more", 1, true, false, 1);
         case("the second of a task that was withdrawn", 1, true, true, 2);
         expect![[r#"
             the second attempt after the first: yes
             the third after the second: yes
-            a fourth: `order` of task 07070707070707070707070707070707 needs autonomy `full`; lyon has `limited`
+            the last that a setting can allow: yes
+            an eleventh: `order` of task 07070707070707070707070707070707 needs autonomy `full`; lyon has `limited`
             the second while the first was not begun: `order` of task 07070707070707070707070707070707 needs autonomy `full`; lyon has `limited`
             the first once more: `order` of task 07070707070707070707070707070707 needs autonomy `full`; lyon has `limited`
             the second of a task that was withdrawn: `order` of task 07070707070707070707070707070707 needs autonomy `full`; lyon has `limited`

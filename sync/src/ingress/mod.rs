@@ -317,7 +317,7 @@ mod testing {
             Author, Document, Kind, Register,
             register::{Edit, Entropy},
         },
-        document::{Value, group, node, proposal, site, task, workflow},
+        document::{Value, claim, group, node, proposal, site, task, workflow},
         id::{DocumentId, Incarnation, MacAddr, NodeId, Nonce, Origin, ReportId, SiteId},
         policy::{Autonomy, NodeState, TaskState, Wanted},
         time::{Hlc, Timestamp},
@@ -399,6 +399,7 @@ mod testing {
                     Kind::Site => scribble_site(edit, random),
                     Kind::Group => scribble_group(edit, random),
                     Kind::Proposal => scribble_proposal(edit, random),
+                    Kind::Claim => scribble_claim(edit, site, random),
                 }
             }
         });
@@ -444,6 +445,28 @@ mod testing {
                 edit.set(&node::observed(site), &seen, "")
             }
             (_, _) => edit.set(&node::evidence("serial"), &node::Evidence { value: word }, ""),
+        };
+    }
+
+    fn scribble_claim(edit: &mut Edit<'_>, site: Origin, random: &mut Random) {
+        let (round, booted_at) = (random.number(), Timestamp(random.number()));
+        match (random.below(4), site) {
+            (0, _) => {
+                let opened = claim::Opened {
+                    node: NodeId([random.byte(); 16]),
+                    to_site: SiteId([random.byte(); 16]),
+                    from_site: SiteId([random.byte(); 16]),
+                    home_epoch: random.number(),
+                    first_seen: booted_at,
+                };
+                edit.set(&claim::opened(), &opened, "")
+            }
+            (1, Origin::Site(site)) => {
+                let consents = random.below(2) == 0;
+                edit.set(&claim::consent(site), &claim::Consent { consents }, "a word")
+            }
+            (2, _) => edit.set(&claim::asked(), &claim::Asked { round, booted_at }, ""),
+            (_, _) => edit.set(&claim::seen_at_home(), &claim::SeenAtHome { round, booted_at }, ""),
         };
     }
 

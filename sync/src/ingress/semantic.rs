@@ -18,11 +18,11 @@ use automerge::{
 use super::{Parsed, Rejection, verify::guard};
 use crate::{
     document::{
-        Document, Field, FieldError, Fields, Kind, Written, genesis,
+        Document, Field, FieldError, Fields, Kind, Settled, Written, genesis,
         register::{MAX_DEPTH, MAX_SCALAR},
         schema::{RegisterSchema, Writers},
     },
-    id::DocumentId,
+    id::{DocumentId, Origin},
 };
 
 /// What is done with a register that the schema of this program lacks.
@@ -417,16 +417,22 @@ fn gather(maps: &mut BTreeMap<OpId, Map>, id: &OpId) -> Fields {
 fn value(slot: Slot, fields: Fields, time: i64) -> Result<Write, SemanticError> {
     let unreadable = |error| SemanticError::Value { path: slot.path(), error };
     let written = Written::from_fields(&fields).map_err(unreadable)?;
+    Settled::from_fields(&fields).map_err(unreadable)?;
     if written.at.0 != time {
         return Err(SemanticError::Stamp(slot.path()));
     }
     if let Some(schema) = slot.schema {
         let site = written.site.to_string();
         match schema.writers {
-            Writers::OwnKey if slot.key != site => {
+            Writers::CentralAndOwnKey if written.site == Origin::Central => {}
+            Writers::OwnKey | Writers::CentralAndOwnKey if slot.key != site => {
                 return Err(SemanticError::OwnKey { path: slot.path(), site });
             }
-            Writers::OwnKey | Writers::Central | Writers::CentralAndSite | Writers::Site => {}
+            Writers::OwnKey
+            | Writers::CentralAndOwnKey
+            | Writers::Central
+            | Writers::CentralAndSite
+            | Writers::Site => {}
         }
         (schema.check)(&fields).map_err(unreadable)?;
     }
@@ -507,8 +513,8 @@ mod tests {
         *,
     };
     use crate::{
-        document::node,
-        id::{Origin, SiteId},
+        document::{claim, node},
+        id::{ClaimId, NodeId, SiteId},
     };
 
     /// What becomes of `bytes` at a central whose document is `document`, in words.
@@ -892,6 +898,27 @@ mod tests {
         let shouting = SiteId([0xab; 16]);
         let found = by(Origin::Site(shouting), &shouting.to_string().to_uppercase());
         assert!(found.ends_with("each site has its own key there"), "{found}");
+    }
+
+    #[test]
+    fn p8_central_writes_the_consent_of_any_side_and_a_site_that_of_its_own() {
+        let id = ClaimId::of(NodeId([8; 16]), SiteId([3; 16]), 1);
+        let document = Document::new(Kind::Claim, id.into());
+        let by = |writer: Origin, key: &str| {
+            let mut next = document.clone();
+            let register = crate::document::Register::within("consent", key);
+            let change =
+                write(&mut next, author(2, writer, 20), &register, &claim::Consent { consents: true });
+            verdict(&document, change.raw_bytes(), UnknownKeys::Refuse)
+        };
+        let lyon = LYON.to_string();
+        assert_eq!(by(LYON, &lyon), format!("accepted, writes consent/{lyon}"));
+        assert_eq!(by(Origin::Central, &lyon), format!("accepted, writes consent/{lyon}"));
+        let bern = SiteId([3; 16]).to_string();
+        assert_eq!(
+            by(LYON, &bern),
+            format!("`consent/{bern}` is written by `{lyon}`; each site has its own key there")
+        );
     }
 
     #[test]

@@ -8,7 +8,10 @@ use serde::Serialize;
 
 use crate::{
     blob::Digest,
-    id::{DocumentId, GroupId, Incarnation, MacAddr, NodeId, ReportId, SiteId, TaskId, WorkflowId},
+    id::{
+        ClaimId, DocumentId, GroupId, Incarnation, MacAddr, NodeId, ProposalId, ReportId, SiteId, TaskId,
+        WorkflowId,
+    },
     time::Timestamp,
 };
 
@@ -374,13 +377,13 @@ pub enum Event {
         #[n(3)]
         reason: String,
     },
-    /// The journal goes on in another chain, because central could not follow the one before.
+    /// The journal goes on in another chain, because its reader could not follow the one before.
     #[n(27)]
     ChainBegun {
         /// The chain that is left.
         #[n(0)]
         left: Incarnation,
-        /// Newest entry of it that central has; 0 if none.
+        /// Newest entry of it that the reader has; 0 if none.
         #[n(1)]
         seq: u64,
         /// Facts that were recorded again.
@@ -573,6 +576,72 @@ pub enum Event {
         #[n(2)]
         reason: String,
     },
+    /// Writers disagree about a register, and it is not settled by itself.
+    #[n(90)]
+    ConflictFound {
+        /// Kind of the document.
+        #[n(0)]
+        kind: String,
+        /// The document.
+        #[n(1)]
+        document: DocumentId,
+        /// Path of the register.
+        #[n(2)]
+        path: String,
+        /// Why a person decides.
+        #[n(3)]
+        reason: String,
+        /// All sides with who wrote them, when and why, as JSON.
+        #[n(4)]
+        sides: String,
+    },
+    /// A disagreement about a register ended.
+    #[n(91)]
+    ConflictSettled {
+        /// Kind of the document.
+        #[n(0)]
+        kind: String,
+        /// The document.
+        #[n(1)]
+        document: DocumentId,
+        /// Path of the register.
+        #[n(2)]
+        path: String,
+        /// Whose word counts: `accepted_central`, `accepted_site` or `merged`.
+        #[n(3)]
+        resolution: String,
+        /// The value from here on, as JSON.
+        #[n(4)]
+        value: String,
+        /// All sides with who wrote them, when and why, as JSON.
+        #[n(5)]
+        sides: String,
+        /// Why so.
+        #[n(6)]
+        why: String,
+    },
+    /// A person took back how a disagreement had ended.
+    #[n(92)]
+    ConflictReverted {
+        /// Kind of the document.
+        #[n(0)]
+        kind: String,
+        /// The document.
+        #[n(1)]
+        document: DocumentId,
+        /// Path of the register.
+        #[n(2)]
+        path: String,
+        /// The value until here, as JSON.
+        #[n(3)]
+        from: String,
+        /// The value from here on, as JSON.
+        #[n(4)]
+        to: String,
+        /// Why.
+        #[n(5)]
+        why: String,
+    },
     /// A group was made.
     #[n(45)]
     GroupCreated {
@@ -585,5 +654,174 @@ pub enum Event {
         /// The group above, if there is one.
         #[n(2)]
         parent: Option<GroupId>,
+    },
+    /// Somebody at this site asked for what the site may not do by itself, so central is asked.
+    #[n(70)]
+    ProposalMade {
+        /// The proposal.
+        #[n(0)]
+        proposal: ProposalId,
+        /// What is wished.
+        #[n(1)]
+        action: String,
+        /// The document that it is about.
+        #[n(2)]
+        document: DocumentId,
+        /// Why it was not done at once.
+        #[n(3)]
+        reason: String,
+    },
+    /// A site did what it might do under the settings that it had then, and may not do under the newest ones. It was
+    /// taken.
+    #[n(71)]
+    WorkUnderOlderEpoch {
+        /// The site.
+        #[n(0)]
+        site: SiteId,
+        /// Kind of the document.
+        #[n(1)]
+        kind: String,
+        /// The document.
+        #[n(2)]
+        document: DocumentId,
+        /// Paths of the registers.
+        #[n(3)]
+        paths: Vec<String>,
+        /// Settings epoch that the work was judged by.
+        #[n(4)]
+        epoch: u64,
+        /// Autonomy under it.
+        #[n(5)]
+        then: String,
+        /// Autonomy under the newest epoch.
+        #[n(6)]
+        now: String,
+    },
+    /// A machine boots at a site and is at home at another one: it was claimed.
+    #[n(80)]
+    ClaimOpened {
+        /// The claim.
+        #[n(0)]
+        claim: ClaimId,
+        /// The machine.
+        #[n(1)]
+        node: NodeId,
+        /// Where it is at home.
+        #[n(2)]
+        from: SiteId,
+        /// Where it boots.
+        #[n(3)]
+        to: SiteId,
+        /// How often it had moved.
+        #[n(4)]
+        home_epoch: u64,
+    },
+    /// The machine booted there again after its claim had ended.
+    #[n(81)]
+    ClaimAskedAgain {
+        /// The claim.
+        #[n(0)]
+        claim: ClaimId,
+        /// The machine.
+        #[n(1)]
+        node: NodeId,
+        /// The round that had ended.
+        #[n(2)]
+        round: u64,
+    },
+    /// A claimed machine booted at home, where the claim was known.
+    #[n(82)]
+    ClaimedSeenAtHome {
+        /// The claim.
+        #[n(0)]
+        claim: ClaimId,
+        /// The machine.
+        #[n(1)]
+        node: NodeId,
+        /// The round that was open.
+        #[n(2)]
+        round: u64,
+    },
+    /// A person at one side of a claim gave his side's consent, or withheld it.
+    #[n(83)]
+    ClaimConsented {
+        /// The claim.
+        #[n(0)]
+        claim: ClaimId,
+        /// The machine.
+        #[n(1)]
+        node: NodeId,
+        /// The side.
+        #[n(2)]
+        side: SiteId,
+        /// Yes or no.
+        #[n(3)]
+        consents: bool,
+        /// Why.
+        #[n(4)]
+        reason: String,
+    },
+    /// A claim was decided, or waits for a person.
+    #[n(84)]
+    ClaimDecided {
+        /// The claim.
+        #[n(0)]
+        claim: ClaimId,
+        /// The machine.
+        #[n(1)]
+        node: NodeId,
+        /// Where it was at home.
+        #[n(2)]
+        from: SiteId,
+        /// Where it boots.
+        #[n(3)]
+        to: SiteId,
+        /// The state of the claim.
+        #[n(4)]
+        state: String,
+        /// Which policies or consents approve it, or would.
+        #[n(5)]
+        policy_matched: Option<String>,
+        /// The person who decided; none where a policy or time did.
+        #[n(6)]
+        decided_by: Option<String>,
+        /// Why, or what it waits for.
+        #[n(7)]
+        reason: String,
+    },
+    /// A machine is at home at another site.
+    #[n(85)]
+    HomeMoved {
+        /// The machine.
+        #[n(0)]
+        node: NodeId,
+        /// Where it was at home.
+        #[n(1)]
+        from: SiteId,
+        /// Where it is.
+        #[n(2)]
+        to: SiteId,
+        /// How often it has moved.
+        #[n(3)]
+        home_epoch: u64,
+        /// The claim that moved it.
+        #[n(4)]
+        claim: ClaimId,
+    },
+    /// The former home of a machine can hold no order any more: its new one may get orders.
+    #[n(86)]
+    FenceOpened {
+        /// The claim that moved it.
+        #[n(0)]
+        claim: ClaimId,
+        /// The machine.
+        #[n(1)]
+        node: NodeId,
+        /// What opened it.
+        #[n(2)]
+        reason: String,
+        /// The person who broke it.
+        #[n(3)]
+        broken_by: Option<String>,
     },
 }

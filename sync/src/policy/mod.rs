@@ -2,21 +2,27 @@
 //!
 //! `lifecycle` has the words for what a machine and a task are doing and which step may follow which;
 //! `autonomy` says what a site may do by itself; `order` when an order may still wipe a disk; `link` what
-//! counts as cut off; `quota` how much a site may put into the fleet. Every function takes values and returns a [`Verdict`] with a [`Reason`]; none holds
+//! counts as cut off; `quota` how much a site may put into the fleet; `migration` where a machine belongs; `conflict` who wins where writers disagree;
+//! `twin` whether two documents describe one machine. Every function takes values and returns a [`Verdict`] with a [`Reason`]; none holds
 //! a clock or a document. The tables stand once more, written by hand, in `fixtures/policies/`.
 
 pub mod autonomy;
+pub mod conflict;
 pub mod lifecycle;
 pub mod link;
+pub mod migration;
 pub mod order;
 pub mod quota;
+pub mod twin;
 mod words;
 
 pub(crate) use words::words;
 
 pub use autonomy::{Action, Autonomy};
+pub use conflict::{Accepted, Strategy};
 pub use lifecycle::{NodeState, Phase, TaskState, Wanted};
 pub use link::LinkState;
+pub use migration::{ClaimState, MigrationConsent, MigrationPolicy, PendingBoot};
 pub use order::{Liveness, Order};
 
 use std::fmt;

@@ -17,8 +17,15 @@ pub const EXPIRY_MARGIN: Duration = Duration::from_secs(3_600);
 /// The longest life of an order, also of one that a site gives itself: `order_max`.
 pub const ORDER_MAX: Duration = Duration::from_secs(72 * 3_600);
 
-/// Attempts that a task has at most before a person looks at it: `max_install_attempts`.
+/// Attempts that a task has before a person looks at it, unless the setting `max_install_attempts` says otherwise.
 pub const MAX_INSTALL_ATTEMPTS: u64 = 3;
+
+/// Attempts that it can say at most. Central takes no further one from a site, whatever its settings are by now.
+pub const ATTEMPTS_CEILING: u64 = 10;
+
+/// How long an attempt may be silent before it counts as failed, unless the setting `install_timeout_s` says otherwise:
+/// an image of 100 GB over 100 Mbit/s, and an hour.
+pub const INSTALL_TIMEOUT: Duration = Duration::from_secs(4 * 3_600);
 
 /// Network boots that a consumed attempt is served before it counts as failed.
 pub const MAX_ATTEMPT_BOOTS: u64 = 3;
@@ -61,6 +68,10 @@ pub struct Circumstances {
     pub other_task: Option<String>,
     /// Names of registers among wanted, workflow, cancel and approval that are contested.
     pub contested: Vec<&'static str>,
+    /// Why the former home of the machine may still hold an order for its disk, if it may.
+    pub fence_closed: Option<String>,
+    /// The site where the machine is at home by now, if it is another one.
+    pub moved_to: Option<String>,
     /// Why this replica follows no order at all at the moment (restored, forked, clock went back).
     pub suspended: Option<String>,
     /// Own clock.
@@ -86,6 +97,27 @@ pub enum Liveness {
     Stale(Reason),
 }
 
+/// What the site that sees a machine knows of an attempt under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Silence {
+    /// When the machine was last heard: its go-ahead, a report, a boot. Own clock.
+    pub heard: Timestamp,
+    /// Own clock.
+    pub now: Timestamp,
+    /// How long the site has listened without a break, by a clock that nobody sets.
+    pub listened: Duration,
+    /// How long an attempt may be silent.
+    pub timeout: Duration,
+}
+
+/// Says why an attempt has failed by its silence, if it has. The link to central does not matter. A clock that was set
+/// forward fails nothing by itself: the site must have listened for as long.
+pub fn silent(it: &Silence) -> Option<Reason> {
+    let silence = it.now.since(it.heard);
+    (silence >= it.timeout && it.listened >= it.timeout)
+        .then(|| Reason::new(format!("nothing was heard of the machine since {}", it.heard)))
+}
+
 /// Judges an order. The first reason that applies is the one that is shown.
 pub fn liveness(it: &Circumstances) -> Liveness {
     let held = |text: String| Liveness::Held(Reason::new(text));
@@ -99,6 +131,9 @@ pub fn liveness(it: &Circumstances) -> Liveness {
             return stale(format!("the task is {}", it.task_state));
         }
         return if it.asking == Some(report) { Liveness::Consumed } else { Liveness::UnderWay };
+    }
+    if let Some(site) = &it.moved_to {
+        return stale(format!("the machine has moved to site {site}"));
     }
     if it.cancelled {
         return stale("the task was cancelled".into());
@@ -134,6 +169,9 @@ pub fn liveness(it: &Circumstances) -> Liveness {
             "task {other} of the same machine has not ended; one of them must be cancelled"
         ));
     }
+    if let Some(why) = &it.fence_closed {
+        return held(format!("the machine has moved here and its former site may still install it: {why}"));
+    }
     if let Some(why) = &it.suspended {
         return held(format!("this site follows no orders at the moment: {why}"));
     }
@@ -165,6 +203,8 @@ mod tests {
             install_nonce: None,
             other_task: None,
             contested: vec![],
+            fence_closed: None,
+            moved_to: None,
             suspended: None,
             now: NOW,
             known_time: NOW,
@@ -210,6 +250,11 @@ mod tests {
             |it| it.other_task = Some("t-2".into()),
             "held: task t-2 of the same machine has not ended; one of them must be cancelled",
         );
+        check(
+            |it| it.fence_closed = Some("lyon may hold an order".into()),
+            "held: the machine has moved here and its former site may still install it: lyon may hold an order",
+        );
+        check(|it| it.moved_to = Some("bern".into()), "stale: the machine has moved to site bern");
         check(|it| it.approved = false, "awaits approval");
         check(
             |it| it.suspended = Some("restored from a backup".into()),
@@ -229,6 +274,24 @@ mod tests {
             },
             "under way",
         );
+    }
+
+    #[test]
+    fn h3_an_attempt_fails_by_silence_only_where_somebody_has_listened_for_so_long() {
+        let hours = |hours: u64| Duration::from_secs(hours * 3_600);
+        let cases = [
+            ("heard just now", hours(0), hours(9), false),
+            ("almost", hours(4) - Duration::from_millis(1), hours(9), false),
+            ("silent", hours(4), hours(4), true),
+            ("long ago, and the site has just started", hours(40), hours(1), false),
+        ];
+        for (name, silence, listened, fails) in cases {
+            let it = Silence { heard: NOW, now: NOW.after(silence), listened, timeout: INSTALL_TIMEOUT };
+            assert_eq!(silent(&it).is_some(), fails, "{name}");
+        }
+        // A clock that went back says nothing.
+        let back = Silence { heard: NOW, now: Timestamp(0), listened: hours(9), timeout: INSTALL_TIMEOUT };
+        assert_eq!(silent(&back), None);
     }
 
     #[test]

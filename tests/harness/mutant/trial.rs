@@ -9,8 +9,8 @@ use std::{collections::BTreeMap, time::Duration};
 use automerge::Change;
 use sync::{
     document::{
-        Author, Document, DocumentError, FieldError, Fields, Kind, Register, Value, Writers, contested, node,
-        proposal,
+        Author, Document, DocumentError, FieldError, Fields, Kind, Register, Value, Writers, claim,
+        contested, node, proposal,
         register::{Edit, Entropy},
         site, task, workflow,
     },
@@ -202,6 +202,17 @@ fn decide(edit: &mut Edit<'_>, kind: Kind) {
         Kind::Proposal => {
             let outcome = proposal::Outcome { applied: false, reason: "seen".into() };
             edit.set(&proposal::outcome(), &outcome, "")
+        }
+        Kind::Claim => {
+            let seen = claim::Evidence {
+                macs: BTreeMap::new(),
+                serial: Some("seen".into()),
+                system_uuid: None,
+                vendor: None,
+                model: None,
+                address: None,
+            };
+            edit.set(&claim::evidence(), &seen, "")
         }
     };
 }

@@ -168,13 +168,13 @@ async fn p1_what_a_group_says_of_settings_descends_and_shows_where_it_comes_from
         /groups/europe/settings {"heartbeat_s":0}
           409 this cannot be done as asked; nothing was changed: `heartbeat_s` is 1 to 300 seconds, not `0`
         /groups/europe/settings {"heartbeats":10}
-          400 the body is not what is taken here: unknown field `heartbeats`, expected one of `autonomy`, `unknown_machines`, `pxe_enabled`, `heartbeat_s`, `order_max_s`, `quota_documents`, `quota_changes_s`, `quota_bytes_day`, `inherit`
+          400 the body is not what is taken here: unknown field `heartbeats`, expected one of `autonomy`, `unknown_machines`, `pxe_enabled`, `heartbeat_s`, `order_max_s`, `max_install_attempts`, `install_timeout_s`, `quota_documents`, `quota_changes_s`, `quota_bytes_day`, `conflict_resolution`, `migration_policy`, `migration_consent`, `claim_ttl_s`, `pending_boot`, `inherit`
         /groups/europe/settings {"autonomy":"full","inherit":["autonomy"]}
           409 this cannot be done as asked; nothing was changed: `autonomy` cannot be `full` and come from above; say one of both
         /groups/asia/settings {"autonomy":"full"}
           404 group asia is not known here: no such thing is known here, or the address is misspelt
         /sites/lyon {"inherit":["colour"]}
-          400 the body is not what is taken here: `colour` is not a Key: expected one of autonomy unknown_machines pxe_enabled heartbeat_s order_max_s quota_documents quota_changes_s quota_bytes_day
+          400 the body is not what is taken here: `colour` is not a Key: expected one of autonomy unknown_machines pxe_enabled heartbeat_s order_max_s max_install_attempts install_timeout_s quota_documents quota_changes_s quota_bytes_day conflict_resolution migration_policy migration_consent claim_ttl_s pending_boot
     "#]].assert_eq(&lines);
 
     // The same on the command line.
@@ -205,18 +205,32 @@ async fn p1_what_a_group_says_of_settings_descends_and_shows_where_it_comes_from
         pxe_enabled  false  from europe/france
         heartbeat_s  60  from europe
         order_max_s  259200  default
+        max_install_attempts  3  default
+        install_timeout_s  14400  default
         quota_documents  100000  default
         quota_changes_s  200  default
         quota_bytes_day  1073741824  default
+        conflict_resolution  central_wins  default
+        migration_policy  manual  default
+        migration_consent  either  default
+        claim_ttl_s  604800  default
+        pending_boot  minimal  default
         site lyon, settings epoch 5
         autonomy  limited  from europe/france
         unknown_machines  hold  default
         pxe_enabled  false  from europe/france
         heartbeat_s  60  from europe
         order_max_s  7200  its own
+        max_install_attempts  3  default
+        install_timeout_s  14400  default
         quota_documents  100000  default
         quota_changes_s  200  default
         quota_bytes_day  1073741824  default
+        conflict_resolution  central_wins  default
+        migration_policy  manual  default
+        migration_consent  either  default
+        claim_ttl_s  604800  default
+        pending_boot  minimal  default
         error: the settings of site `lyon` were not changed
           why: this cannot be done as asked; nothing was changed: `order_max_s` is 7200 to 259200 seconds, not `7`
           next: change the request, or what it contradicts, and send it again
